@@ -1,0 +1,211 @@
+"""Configs: YAML and ``--set`` in, a validated frozen pydantic model out, with errors that a person can act on.
+
+Precedence: defaults, YAML, ``--set``. Input paths in the YAML are relative to the YAML; input paths given by
+``--set`` are relative to the working directory, as every path that is typed into a shell.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (PyYAML's 1.1 reads ``1e-4`` as a string and ``NO`` as false); a repeated key is a mistake."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, *, where: str | Path) -> Any:
+    """Parse YAML text.
+
+    Raises:
+        PrimaError: the text is not YAML, or names a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise PrimaError(f"not valid YAML{line}: {getattr(error, 'problem', error)}", where=where) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        PrimaError: no such file, not text, not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PrimaError("no such config file", where=path) from None
+    except IsADirectoryError:
+        raise PrimaError("is a folder, not a config file", where=path) from None
+    except UnicodeDecodeError:
+        raise PrimaError("is not UTF-8 text", where=path) from None
+    loaded = parse_yaml(text, where=path)
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise PrimaError(f"holds a {type(loaded).__name__}, not keys and values", where=path)
+    return loaded
+
+
+def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read ``path``, apply ``key=value`` overrides and validate.
+
+    Args:
+        cls: the config class of the stage.
+        path: a YAML file.
+        overrides: ``a.b=value`` strings; values are YAML.
+
+    Raises:
+        PrimaError: with the file, the key, what is wrong and the nearest right key.
+    """
+    raw = read_yaml(path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise PrimaError(f"--set {override}: expected key=value", mend="Example: --set optimizer.lr=1e-4")
+        parsed = parse_yaml(value, where=f"--set {key}")
+        _assign(cls, raw, key.split("."), parsed)
+    return validate_config(cls, raw, where=path, base_dir=Path(path).resolve().parent)
+
+
+def validate_config(cls: type[ConfigT], raw: Any, *, where: str | Path, base_dir: str | Path | None = None) -> ConfigT:
+    """Validate plain data as ``cls``; pydantic's report becomes a `PrimaError` of one line a mistake."""
+    try:
+        return cls.model_validate(raw, context={"base_dir": str(base_dir) if base_dir else None})
+    except ValidationError as error:
+        raise PrimaError("; ".join(_explain(cls, item) for item in error.errors()), where=where) from None
+
+
+def dump_config(config: StrictConfig) -> str:
+    """The resolved config as YAML: what `prima config` prints and a run directory keeps."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _assign(cls: type[BaseModel], raw: dict[str, Any], keys: list[str], value: Any) -> None:
+    if _is_input_path(cls, keys) and isinstance(value, str) and not is_uri(value) and not value.startswith("${"):
+        value = os.path.abspath(value)
+    node = raw
+    for depth, key in enumerate(keys[:-1]):
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise PrimaError(f"--set {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is a value, it has no keys")
+        node = child
+    node[keys[-1]] = value
+
+
+def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
+    models: list[type[BaseModel]] = [cls]
+    marker = InputPath.__metadata__[0]
+    for depth, key in enumerate(keys):
+        fields = [model.model_fields[key] for model in models if key in model.model_fields]
+        if depth == len(keys) - 1:
+            return any(marker in _metadata(field) for field in fields)
+        models = [model for field in fields for model in _models_in(field.annotation)]
+    return False
+
+
+def _metadata(field: FieldInfo) -> list[Any]:
+    found = list(field.metadata)
+    for argument in typing.get_args(field.annotation):
+        found.extend(getattr(argument, "__metadata__", ()))
+    return found
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif isinstance(annotation, UnionType) or typing.get_origin(annotation) is not None:
+        for argument in typing.get_args(annotation):
+            yield from _models_in(argument)
+
+
+def _explain(cls: type[BaseModel], item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    # A tagged union puts the tag into the location (`engine.deepspeed.zero`); the user never wrote it.
+    written, models = _written_path(cls, location)
+    key = ".".join(written)
+    if item["type"] == "extra_forbidden":
+        known = sorted({name for model in models for name in model.model_fields})
+        near = difflib.get_close_matches(written[-1], known, n=1, cutoff=0.5)
+        hint = f", did you mean {'.'.join([*written[:-1], near[0]])!r}?" if near else f"; known: {', '.join(known)}"
+        return f"unknown key {key!r}{hint}"
+    if item["type"] == "missing":
+        return f"missing key {key!r}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if item["type"] == "value_error" or item["type"] == "union_tag_not_found":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]} (got {_short(item['input'])})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _written_path(cls: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys as the user wrote them, and the models that the last key was looked up in."""
+    written: list[str] = []
+    models: list[type[BaseModel]] = [cls]
+    for index, part in enumerate(location):
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [model for model in models if _tag_of(model) == part]
+        if not fields and tagged and index < len(location) - 1:
+            models = tagged
+            continue
+        written.append(part)
+        if index < len(location) - 1:
+            inner = [model for field in fields for model in _models_in(field.annotation)]
+            models = inner or models if fields else models
+    return written, models
+
+
+def _tag_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    arguments = typing.get_args(field.annotation) if field else ()
+    return str(arguments[0]) if arguments else None

@@ -1,0 +1,163 @@
+"""What a data set says about itself: classes, attributes, leaks, blocks. Written once in YAML, carried by every run.
+
+The description is all that turns a row of a table into text and vectors, so the shards keep a copy in their manifest
+and every trained model keeps one beside its weights.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from prima_ray.base import StrictConfig
+
+
+class ClassConfig(StrictConfig):
+    """One diagnosis of the closed set."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.+-]+$")
+    """The name in tables and column names (`prob_<name>`)."""
+    phrase: str
+    """The diagnosis in words, for prompts and reports."""
+    synonyms: tuple[str, ...] = ()
+    """Other spellings in the table."""
+    malignant: bool | None = None
+
+
+class _Attribute(StrictConfig):
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_]+$")
+    column: str | None = None
+    """The table's column; the attribute's name where absent."""
+    phrase: str
+    """A clause for the text; ``{value}`` stands for the value (in words, with its unit)."""
+    question: str | None = None
+    """The label of the form field; derived from the name where absent."""
+    missing: tuple[str, ...] = ()
+    """Spellings that mean "not recorded", besides the empty cell and the data set's own `missing`."""
+    synonyms: dict[str, str] = Field(default_factory=dict)
+    """Spellings that mean the same: ``{BRASIL: BRAZIL}``."""
+    relevant: bool = True
+    """Visually relevant: enters the text."""
+    disease_related: bool = False
+    """Weighted by 3 in the soft targets."""
+
+    @property
+    def table_column(self) -> str:
+        return self.column or self.name
+
+
+class CategoricalAttribute(_Attribute):
+    """One of a few unordered values."""
+
+    kind: Literal["categorical"]
+    values: dict[str, str] = Field(default_factory=dict)
+    """Allowed value -> its words in the text. Empty: every value is allowed and read as lower-case words."""
+
+
+class OrdinalAttribute(_Attribute):
+    """One of a few ordered values."""
+
+    kind: Literal["ordinal"]
+    values: dict[str, str] = Field(min_length=2)
+    """Allowed value, from least to most -> its words in the text."""
+
+
+class BooleanAttribute(_Attribute):
+    """Yes or no. ``phrase`` is said when true, ``phrase_false`` when false."""
+
+    kind: Literal["boolean"]
+    phrase_false: str
+    true_values: tuple[str, ...] = ("true", "yes", "1", "1.0")
+    false_values: tuple[str, ...] = ("false", "no", "0", "0.0")
+
+
+class NumericAttribute(_Attribute):
+    """A number with a unit and a range outside which a record is quarantined."""
+
+    kind: Literal["numeric"]
+    unit: str | None = None
+    minimum: float
+    maximum: float
+    decimals: int = Field(default=0, ge=0, le=6)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.minimum >= self.maximum:
+            raise ValueError(f"minimum {self.minimum:g} is not below maximum {self.maximum:g}")
+        return self
+
+
+class TextAttribute(_Attribute):
+    """Free text, searched for the diagnosis at ingest."""
+
+    kind: Literal["text"]
+    max_chars: int = Field(default=500, ge=1)
+
+
+AttributeConfig = Annotated[
+    CategoricalAttribute | OrdinalAttribute | BooleanAttribute | NumericAttribute | TextAttribute,
+    Field(discriminator="kind"),
+]
+
+
+class BlockConfig(StrictConfig):
+    """Attributes that are recorded or missing together, so that their absence may tell the label."""
+
+    name: str
+    attributes: tuple[str, ...] = Field(min_length=1)
+
+
+class DataSetConfig(StrictConfig):
+    """A data set's description. Values of attributes are strings everywhere; absent means missing."""
+
+    name: str
+    title: str = ""
+    license: str = ""
+    citation: str = ""
+    subject: str = "lesion"
+    """What a picture shows, in the prompt: "a skin lesion"."""
+    classes: tuple[ClassConfig, ...] = Field(min_length=2)
+    attributes: tuple[AttributeConfig, ...] = ()
+    missing: tuple[str, ...] = ("", "NA", "N/A", "nan", "None", "null", "UNK", "unknown")
+    """Spellings that mean "not recorded" in every column (case is ignored)."""
+    leaks: tuple[str, ...] = ()
+    """Columns that give the label away: never an attribute, under this or another name."""
+    blocks: tuple[BlockConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _unique("class", [item.name for item in self.classes])
+        _unique("attribute", [item.name for item in self.attributes])
+        _unique("block", [item.name for item in self.blocks])
+        names = {item.name for item in self.attributes}
+        for block in self.blocks:
+            for name in block.attributes:
+                if name not in names:
+                    raise ValueError(f"block {block.name!r} names the unknown attribute {name!r}")
+        for item in self.attributes:
+            if {item.name, item.table_column} & set(self.leaks):
+                raise ValueError(
+                    f"attribute {item.name!r} reads the column {item.table_column!r}, which `leaks` says gives the "
+                    "label away; remove it from the attributes"
+                )
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self.classes)
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self.attributes)
+
+    @property
+    def block_attributes(self) -> frozenset[str]:
+        """Every attribute of every block."""
+        return frozenset(name for block in self.blocks for name in block.attributes)
+
+
+def _unique(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{what} {twice[0]!r} is given twice")
