@@ -141,7 +141,7 @@ def _assign(cls: type[BaseModel], raw: dict[str, Any], keys: list[str], value: A
 
 def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
     models: list[type[BaseModel]] = [cls]
-    marker = InputPath.__metadata__[0]
+    marker = typing.get_args(InputPath)[1]
     for depth, key in enumerate(keys):
         fields = [model.model_fields[key] for model in models if key in model.model_fields]
         if depth == len(keys) - 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class ImageTextBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -59,7 +59,7 @@ class ImageTextBatch:
         pieces = []
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
-            parts = {
+            parts: dict[str, Any] = {
                 field.name: value[rows] for field in fields(self) if (value := getattr(self, field.name)) is not None
             }
             pieces.append(replace(self, **parts))
