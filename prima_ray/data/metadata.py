@@ -1,0 +1,369 @@
+"""Attributes of an exam -> one text sequence, and the soft-target vector y; what is missing, masked or dropped.
+
+Everything here follows the data set's description alone, so a new data set needs no code. To add a kind of attribute,
+give it words in `_clause` and a block of y in `_fit_block` and `_positions`.
+
+Nothing derived from labels enters the text. Labels of training rows enter y only by a key (`include_label`,
+`targets: labels`), and only where the caller passes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from prima_ray.base import PrimaError, StrictConfig, hash_key
+from prima_ray.data.description import (
+    AttributeConfig,
+    BooleanAttribute,
+    CategoricalAttribute,
+    DataSetConfig,
+    NumericAttribute,
+    OrdinalAttribute,
+    TextAttribute,
+)
+
+_TWO_64 = float(2**64)
+
+
+class MetadataTextConfig(StrictConfig):
+    """How attributes become one text sequence: ``<prefix><clause>; <clause>; ... .``"""
+
+    attributes: tuple[str, ...] | None = None
+    """The attributes that are said, in this order. None: the description's relevant ones, in its order."""
+    missing: Literal["omit", "state"] = "omit"
+    """A missing attribute is left out, or said to be missing ("<name> not recorded")."""
+    masked: tuple[str, ...] = ()
+    """Attributes, or blocks by name, that are missing for everybody: against a leak by missingness."""
+    prefix: str = "{subject}: "
+    """Opens the text; ``{subject}`` stands for the description's subject."""
+    separator: str = "; "
+    attribute_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Probability that one attribute of a training exam is treated as missing."""
+    block_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Probability that all attributes of a block of a training exam are treated as missing together."""
+
+
+def expand_names(names: Collection[str], data_set: DataSetConfig, *, what: str) -> tuple[str, ...]:
+    """Attribute names, blocks replaced by their attributes, in the order given and without repetition.
+
+    Args:
+        what: the key that holds the names, for the error.
+
+    Raises:
+        PrimaError: a name is neither an attribute nor a block of the data set.
+    """
+    blocks = {block.name: block.attributes for block in data_set.blocks}
+    known = set(data_set.attribute_names)
+    found: dict[str, None] = {}
+    for name in names:
+        if name not in known and name not in blocks:
+            candidates = sorted({*known, *blocks})
+            near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(candidates)}."
+            raise PrimaError(f"{what}: {data_set.name} has no attribute {name!r}", mend=hint)
+        found.update(dict.fromkeys((name,) if name in known else blocks[name]))
+    return tuple(found)
+
+
+def text_attributes(data_set: DataSetConfig, config: MetadataTextConfig) -> tuple[AttributeConfig, ...]:
+    """The attributes that the text speaks of, masked ones included.
+
+    Raises:
+        PrimaError: `config` names an attribute or block that the data set does not have.
+    """
+    expand_names(config.masked, data_set, what="masked")
+    if config.attributes is None:
+        return tuple(item for item in data_set.attributes if item.relevant)
+    by_name = {item.name: item for item in data_set.attributes}
+    return tuple(by_name[name] for name in expand_names(config.attributes, data_set, what="attributes"))
+
+
+def describe(
+    attributes: Mapping[str, str],
+    data_set: DataSetConfig,
+    config: MetadataTextConfig,
+    *,
+    dropped: Collection[str] = (),
+) -> str:
+    """One exam's attributes as one text sequence.
+
+    Args:
+        attributes: canonical values by attribute name; an absent name is a missing value.
+        dropped: attributes to treat as missing in this text (see `draw_dropped`).
+
+    Returns:
+        for example ``a skin lesion: on the face; diameter 6 mm; it itches.``
+
+    Raises:
+        PrimaError: `config` names an attribute or block that the data set does not have.
+    """
+    silent = {*expand_names(config.masked, data_set, what="masked"), *dropped}
+    clauses = []
+    for attribute in text_attributes(data_set, config):
+        value = None if attribute.name in silent else attributes.get(attribute.name)
+        if value is not None:
+            clauses.append(_clause(attribute, value))
+        elif config.missing == "state":
+            clauses.append(f"{attribute.name.replace('_', ' ')} not recorded")
+    prefix = config.prefix.replace("{subject}", data_set.subject)
+    text = prefix + config.separator.join(clauses) if clauses else prefix.rstrip(" :,;")
+    return f"{text}."
+
+
+def _clause(attribute: AttributeConfig, value: str) -> str:
+    phrase = attribute.phrase
+    match attribute:
+        case BooleanAttribute():
+            phrase, words = (attribute.phrase if value == "true" else attribute.phrase_false), value
+        case NumericAttribute():
+            words = f"{value} {attribute.unit}" if attribute.unit else value
+        case CategoricalAttribute() | OrdinalAttribute():
+            words = attribute.values.get(value) or value.replace("_", " ").lower()
+        case _:
+            words = value
+    # Not str.format: a value may hold braces of its own.
+    return phrase.replace("{value}", words)
+
+
+def draw_dropped(data_set: DataSetConfig, config: MetadataTextConfig, *key: object) -> frozenset[str]:
+    """The attributes that this training exam does without, drawn by ``key`` (seed, epoch, exam) alone."""
+    dropped: set[str] = set()
+    if config.attribute_dropout:
+        dropped.update(
+            item.name for item in data_set.attributes if _coin(*key, "drop", item.name) < config.attribute_dropout
+        )
+    if config.block_dropout:
+        for block in data_set.blocks:
+            if _coin(*key, "drop block", block.name) < config.block_dropout:
+                dropped.update(block.attributes)
+    return frozenset(dropped)
+
+
+def _coin(*key: object) -> float:
+    return hash_key(*key) / _TWO_64
+
+
+# ---------------------------------------------------------------------------------------------- soft targets
+
+
+class SoftTargetConfig(StrictConfig):
+    """The vector y of an exam: one-hot blocks, an attribute a block; a missing value is a zero block."""
+
+    targets: Literal["attributes", "labels"] = "attributes"
+    """``labels``: y is the one-hot class alone (the ablation `sup_con`)."""
+    attributes: tuple[str, ...] | None = None
+    """None: every attribute but free text."""
+    masked: tuple[str, ...] = ()
+    """Attributes or blocks to leave out of y."""
+    disease_weight: float = Field(default=3.0, gt=0.0)
+    """Factor of disease-related blocks, and of the label's; it enters a product of two y squared."""
+    bins: int = Field(default=4, ge=2)
+    """Quantile bins of a numeric attribute."""
+    include_label: bool = False
+    """Append the class of training rows."""
+    temperature: float | None = Field(default=None, gt=0.0)
+    """tau_label. None: chosen on training rows so that the mean target of an exam for itself is about 0.5."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.targets == "labels" and self.attributes is not None:
+            raise ValueError("targets: labels leaves no use for `attributes`")
+        return self
+
+    @property
+    def uses_labels(self) -> bool:
+        return self.include_label or self.targets == "labels"
+
+
+class _Block(StrictConfig):
+    name: str
+    kind: Literal["values", "bins", "label"]
+    values: tuple[str, ...] = ()
+    """One dimension a value; another value is a zero block."""
+    edges: tuple[float, ...] = ()
+    """Inner edges: len(edges) + 1 bins; a value on an edge belongs to the upper one."""
+    weight: float = 1.0
+
+    @property
+    def width(self) -> int:
+        return len(self.edges) + 1 if self.kind == "bins" else len(self.values)
+
+
+class SoftTargetEncoder(StrictConfig):
+    """Fitted on training rows; encodes any row. Serialisable as JSON (`to_dict`, `from_dict`)."""
+
+    blocks: tuple[_Block, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        rows: Sequence[Mapping[str, str]],
+        data_set: DataSetConfig,
+        config: SoftTargetConfig,
+    ) -> Self:
+        """Choose the blocks; numeric bins and open value sets come from ``rows``, the training rows.
+
+        Raises:
+            PrimaError: `config` names an attribute or block that the data set does not have, or nothing is left of y.
+        """
+        blocks: list[_Block] = []
+        if config.targets == "attributes":
+            names = data_set.attribute_names if config.attributes is None else config.attributes
+            chosen = expand_names(names, data_set, what="soft targets: attributes")
+            masked = set(expand_names(config.masked, data_set, what="soft targets: masked"))
+            by_name = {item.name: item for item in data_set.attributes}
+            for name in chosen:
+                attribute = by_name[name]
+                if name in masked or isinstance(attribute, TextAttribute):
+                    continue
+                weight = config.disease_weight if attribute.disease_related else 1.0
+                block = _fit_block(attribute, rows, bins=config.bins, weight=weight)
+                if block.width:
+                    blocks.append(block)
+        if config.uses_labels:
+            blocks.append(_Block(name="label", kind="label", values=data_set.class_names, weight=config.disease_weight))
+        if not blocks:
+            raise PrimaError(
+                f"soft targets: {data_set.name} has no attribute to build them from",
+                mend="Describe attributes, set `targets: labels`, or give the soft loss the weight 0.",
+            )
+        return cls(blocks=tuple(blocks))
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """What each of the A dimensions stands for: ``region=FACE``, ``age:bin 2``."""
+        names: list[str] = []
+        for block in self.blocks:
+            if block.kind == "bins":
+                names.extend(f"{block.name}:bin {index}" for index in range(block.width))
+            else:
+                names.extend(f"{block.name}={value}" for value in block.values)
+        return tuple(names)
+
+    @property
+    def width(self) -> int:
+        return sum(block.width for block in self.blocks)
+
+    def encode(
+        self, rows: Sequence[Mapping[str, str]], labels: Sequence[str | None] | None = None
+    ) -> NDArray[np.float32]:
+        """The vectors y, (N, A) float32, already weighted.
+
+        Args:
+            rows: canonical attribute values, one mapping an exam.
+            labels: class names, for training rows only; without them the label's block is zero.
+        """
+        encoded = np.zeros((len(rows), self.width), dtype=np.float32)
+        start = 0
+        for block in self.blocks:
+            column: Sequence[str | None] = [row.get(block.name) for row in rows]
+            if block.kind == "label":
+                column = labels if labels is not None else [None] * len(rows)
+            positions = _positions(block, column)
+            known = np.flatnonzero(positions >= 0)
+            encoded[known, start + positions[known]] = block.weight
+            start += block.width
+        return encoded
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        return cls.model_validate(raw)
+
+
+def _fit_block(attribute: AttributeConfig, rows: Sequence[Mapping[str, str]], *, bins: int, weight: float) -> _Block:
+    seen = [row[attribute.name] for row in rows if attribute.name in row]
+    match attribute:
+        case NumericAttribute():
+            if not seen:
+                return _Block(name=attribute.name, kind="values", weight=weight)
+            quantiles = np.quantile([float(value) for value in seen], np.arange(1, bins) / bins)
+            # Many equal values make equal quantiles; a bin that nothing can fall into is no bin.
+            edges = tuple(float(edge) for edge in np.unique(quantiles))
+            return _Block(name=attribute.name, kind="bins", edges=edges, weight=weight)
+        case BooleanAttribute():
+            values: tuple[str, ...] = ("false", "true")
+        case OrdinalAttribute():
+            values = tuple(attribute.values)
+        case CategoricalAttribute() if attribute.values:
+            values = tuple(attribute.values)
+        case _:
+            values = tuple(sorted(set(seen)))
+    return _Block(name=attribute.name, kind="values", values=values, weight=weight)
+
+
+def _positions(block: _Block, column: Sequence[str | None]) -> NDArray[np.int64]:
+    """The hot dimension of each row within the block, -1 for a zero block."""
+    if block.kind != "bins":
+        order = {value: index for index, value in enumerate(block.values)}
+        return np.array([-1 if value is None else order.get(value, -1) for value in column], dtype=np.int64)
+    edges = np.asarray(block.edges)
+    return np.array(
+        [-1 if value is None else int(np.searchsorted(edges, float(value), side="right")) for value in column],
+        dtype=np.int64,
+    )
+
+
+def mean_self_target(vectors: NDArray[np.floating[Any]], batches: NDArray[np.int64], temperature: float) -> float:
+    """Mean over batches and exams of s_ii = softmax_j(<y_i, y_j> / temperature) at j = i.
+
+    Exams whose y is zero are left out: their target is themselves at any temperature.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        y = np.asarray(vectors[batch], dtype=np.float64)
+        known = y.any(axis=1)
+        scores = (y @ y.T) / temperature
+        scores -= scores.max(axis=1, keepdims=True)
+        weights = np.exp(scores)
+        own = np.diagonal(weights) / weights.sum(axis=1)
+        total += float(own[known].sum())
+        count += int(known.sum())
+    return total / count if count else 1.0
+
+
+def choose_label_temperature(
+    vectors: NDArray[np.floating[Any]],
+    *,
+    batch_size: int,
+    target: float = 0.5,
+    seed: int,
+    num_batches: int = 16,
+) -> float:
+    """tau_label at which an exam's mean soft target for itself, in random training batches, is about ``target``.
+
+    Bisection on log tau; the mean falls steadily from its limit at tau = 0 (below 1 where exams share y: `sup_con`)
+    to 1 / N at infinity. A target outside of that span is moved a tenth of the span inside it.
+
+    Args:
+        vectors: (rows, A), the weighted y of the training rows.
+        batch_size: the global batch: N of the softmax.
+        seed: of the random batches; the result depends on the arguments alone.
+    """
+    size = min(batch_size, len(vectors))
+    if size < 2:
+        return 1.0
+    rng = np.random.default_rng(hash_key(seed, "label temperature"))
+    batches = np.stack([rng.permutation(len(vectors))[:size] for _ in range(num_batches)])
+    low, high = 1e-4, 1e6
+    most, least = mean_self_target(vectors, batches, low), mean_self_target(vectors, batches, high)
+    if most - least < 1e-6:
+        return 1.0
+    margin = 0.1 * (most - least)
+    aim = min(max(target, least + margin), most - margin)
+    low, high = np.log(low), np.log(high)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if mean_self_target(vectors, batches, float(np.exp(middle))) > aim:
+            low = middle
+        else:
+            high = middle
+    return float(f"{np.exp(0.5 * (low + high)):.6g}")
