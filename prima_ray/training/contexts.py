@@ -1,0 +1,170 @@
+"""Where a worker runs: Ray Train, or this process. The loop sees `WorkerContext` and never Ray.
+
+To add a context: a class with these members, a config with its own `kind`, one branch in `launch.launch`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.plan import Rows
+from prima_ray.data.stream import Collator, local_batches, ray_batches
+
+Steps = Iterable[tuple[int, Rows]]
+"""(epoch, this rank's rows (steps, local batch)), as `plan_steps` gives them."""
+
+
+class ProgressBar(Protocol):
+    """Counts optimizer steps for a person."""
+
+    def update(self, *, loss: float) -> None: ...
+
+
+class WorkerContext(Protocol):
+    """One worker among `world_size`."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def batches(
+        self, shards: str, steps: Steps, collate: Collator, *, features: str | None
+    ) -> Generator[ImageTextBatch, None, None]:
+        """This rank's batches, one a step, in order. Closing it early frees what reads ahead."""
+        ...
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Tell the driver the figures of a validation. Collective under Ray."""
+        ...
+
+    def gather_objects(self, values: list[str]) -> list[str]:
+        """All ranks' values in rank order. Collective."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        ...
+
+    def progress(self, *, total: int, initial: int, description: str) -> AbstractContextManager[ProgressBar]:
+        """A progress bar on rank 0, nothing elsewhere."""
+        ...
+
+
+class LocalContext:
+    """One worker: this process."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = pick_device(device)
+
+    def batches(
+        self, shards: str, steps: Steps, collate: Collator, *, features: str | None
+    ) -> Generator[ImageTextBatch, None, None]:
+        return local_batches(shards, steps, collate, features=features)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        del metrics  # steps.jsonl and TensorBoard have them already
+
+    def gather_objects(self, values: list[str]) -> list[str]:
+        return values
+
+    def barrier(self) -> None:
+        return
+
+    @contextmanager
+    def progress(self, *, total: int, initial: int, description: str) -> Iterator[ProgressBar]:
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=initial, desc=description, unit="step", file=sys.stderr, mininterval=1.0) as bar:
+            yield _TqdmBar(bar)
+
+
+class RayContext:
+    """One Ray Train worker. Made inside the worker, after Ray has set up the process group."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+
+    def batches(
+        self, shards: str, steps: Steps, collate: Collator, *, features: str | None
+    ) -> Generator[ImageTextBatch, None, None]:
+        return ray_batches(shards, steps, collate, features=features, world_size=self.world_size)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        import ray.train
+
+        ray.train.report(dict(metrics))
+
+    def gather_objects(self, values: list[str]) -> list[str]:
+        if self.world_size == 1:
+            return values
+        lists: list[list[str]] = [[] for _ in range(self.world_size)]
+        torch.distributed.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    @contextmanager
+    def progress(self, *, total: int, initial: int, description: str) -> Iterator[ProgressBar]:
+        yield _LineBar(total, initial, description) if self.rank == 0 else _NoBar()
+
+
+class _TqdmBar:
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def update(self, *, loss: float) -> None:
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update()
+
+
+class _LineBar:
+    """A worker's stderr reaches the driver line by line: a line now and then instead of a bar."""
+
+    def __init__(self, total: int, initial: int, description: str, *, every_s: float = 10.0) -> None:
+        self._total, self._done, self._description, self._every_s = total, initial, description, every_s
+        self._initial, self._started = initial, time.monotonic()
+        self._last = float("-inf")
+
+    def update(self, *, loss: float) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last < self._every_s and self._done < self._total:
+            return
+        self._last = now
+        rate = (self._done - self._initial) / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / rate
+        print(  # noqa: T201 - progress for a person, on stderr
+            f"{self._description}: step {self._done}/{self._total}, loss {loss:.4f}, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _NoBar:
+    def update(self, *, loss: float) -> None:
+        del loss
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto`: a GPU where there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

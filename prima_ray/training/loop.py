@@ -1,0 +1,306 @@
+"""The training loop: batches in, checkpoints out. Knows tasks, engines and contexts by their protocols only.
+
+Read it as: `train` walks the plan from the cursor; `_step` is one optimizer step; `_validate` one look at the
+validation fold; `_save` one checkpoint. Everything that decides the order is a function of (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prima_ray.base import PrimaError, hash_key
+from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
+from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
+from prima_ray.training.config import TrainingConfig
+from prima_ray.training.contexts import WorkerContext
+from prima_ray.training.engine import Engine, State, build_engine, trainable_parameters
+from prima_ray.training.gather import Gather
+from prima_ray.training.gradient_cache import backward_cached, concatenate
+from prima_ray.training.schedule import learning_rate
+from prima_ray.training.task import Task
+from prima_ray.training.tracking import Tracker
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a worker needs, the same on every rank; picklable."""
+
+    config: TrainingConfig
+    task: Task
+    run: Path
+    shards: str
+    train_rows: Rows
+    """Row numbers in the shards, in their order."""
+    val_rows: Rows
+    """Empty where there is no validation fold: then the last checkpoint is the best."""
+    files: Rows | None = None
+    """The file of every row of the shards (`ExamIndex.file`); needed for `shuffle_window`."""
+
+
+def train(job: TrainingJob, context: WorkerContext) -> None:
+    """Train to the end, from the newest whole checkpoint if there is one. Collective: every rank calls it.
+
+    Raises:
+        PrimaError: the loss is not finite, or the stream met something broken. The last checkpoint stays.
+    """
+    _Loop(job, context).run()
+
+
+class _Loop:
+    def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
+        self.job, self.config, self.task, self.context = job, job.config, job.task, context
+        self.checkpoints = job.run / "checkpoints"
+        self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
+        total = self.steps_per_epoch * self.config.epochs
+        self.total_steps = min(total, self.config.max_steps or total)
+        local_batch = math.ceil(self.config.global_batch / context.world_size)
+        self.micro_batch = min(self.config.micro_batch or local_batch, local_batch)
+        torch.manual_seed(hash_key(self.config.seed, "torch") % 2**63)
+        self.engine: Engine = build_engine(
+            self.task.build(),
+            self.config.engine,
+            self.config.optimizer,
+            precision=self.config.precision,
+            device=context.device,
+            num_micro_batches=math.ceil(local_batch / self.micro_batch),
+        )
+        self.gather = Gather() if context.world_size > 1 else None
+        self.progress = Progress()
+        self.saved_step = -1
+
+    def run(self) -> None:
+        loaded = load_last(self.checkpoints)
+        if loaded is not None:
+            state, self.progress = loaded
+            self._check_state(state)
+            self.engine.import_state(state)
+            self.saved_step = self.progress.step
+        if self.progress.done:
+            return
+        if self.context.rank > 0:
+            self._run_steps(None)
+            return
+        with Tracker(
+            self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
+        ) as tracker:
+            self._note_start(tracker)
+            self._run_steps(tracker)
+
+    def _run_steps(self, tracker: Tracker | None) -> None:
+        self.engine.module.train()
+        first = self.progress.step
+        batches = self.context.batches(
+            self.job.shards,
+            plan_steps(
+                self.job.train_rows,
+                global_batch=self.config.global_batch,
+                seed=self.config.seed,
+                total_steps=self.total_steps,
+                start_step=first,
+                rank=self.context.rank,
+                world_size=self.context.world_size,
+                window_rows=self.config.shuffle_window,
+                files=self.job.files,
+            ),
+            self.task.collator(train=True),
+            features=self.task.feature_folder(train=True),
+        )
+        with self.context.progress(total=self.total_steps, initial=first, description=self.task.kind) as bar:
+            started = time.perf_counter()
+            for step, batch in zip(range(first, self.total_steps), batches, strict=True):
+                lr = learning_rate(step, self.total_steps, self.config.optimizer)
+                figures = self._step(batch.to(self.context.device), lr, step)
+                self.progress = replace(self.progress, step=step + 1)
+                if self.config.log_exam_ids:
+                    figures["exam_ids"] = self.context.gather_objects(_real_ids(batch))
+                if tracker:
+                    now = time.perf_counter()
+                    tracker.step(self._record(figures, lr, seconds=now - started))
+                    started = now
+                bar.update(loss=figures["loss"])
+                self._after_step(tracker)
+                if self.progress.done:
+                    break
+        batches.close()
+
+    def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
+        micro = batch.split(self.micro_batch)
+        if self.task.interacts:
+            nothing = torch.zeros((), device=self.context.device)
+            total, parts = backward_cached(
+                self.engine.forward,
+                micro,
+                lambda outputs: self.task.loss(outputs, batch, gather=self.gather, total_weight=nothing),
+                self.engine.backward,
+                batch_level=self.task.batch_level,
+            )
+        else:
+            total, parts = self._accumulate(batch, micro)
+        figures = self._reduce({"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}})
+        if not math.isfinite(figures["loss"]):
+            ids = self.context.gather_objects(_real_ids(batch))
+            raise PrimaError(
+                f"the loss is {figures['loss']} at step {step + 1} (exams {', '.join(ids[:4])}, ...)",
+                where=self.job.run,
+                mend=f"The state after step {max(self.saved_step, 0)} is kept. A lower optimizer.lr, or "
+                "precision fp32, usually helps.",
+            )
+        figures["grad_norm"] = self.engine.step(lr)
+        return figures
+
+    def _accumulate(self, batch: ImageTextBatch, micro: list[ImageTextBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = self.task.batch_weight(batch).detach().clone()
+        total_weight = self._mean_over_ranks(weight)
+        total, parts = torch.zeros((), device=self.context.device), dict[str, Tensor]()
+        for index, piece in enumerate(micro):
+            loss, piece_parts = self.task.loss(
+                self.engine.forward(piece), piece, gather=None, total_weight=total_weight
+            )
+            self.engine.backward(loss, last=index == len(micro) - 1)
+            total = total + loss.detach()
+            for key, value in piece_parts.items():
+                parts[key] = parts.get(key, torch.zeros((), device=self.context.device)) + value.detach()
+        return total, parts
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        if self.context.world_size > 1:
+            torch.distributed.all_reduce(value)
+            value = value / self.context.world_size
+        return value
+
+    def _reduce(self, values: dict[str, Tensor]) -> dict[str, Any]:
+        stacked = torch.stack([value.float().reshape(()) for value in values.values()])
+        return dict(zip(values, self._mean_over_ranks(stacked).tolist(), strict=True))
+
+    def _after_step(self, tracker: Tracker | None) -> None:
+        step = self.progress.step
+        last = step == self.total_steps
+        epoch_end = step % self.steps_per_epoch == 0
+        epoch = step // self.steps_per_epoch
+        if last or (epoch_end and epoch % self.config.validate_every_epochs == 0):
+            improved = self._validate(tracker, done=last)
+            self._save(best=improved)
+        elif self.config.checkpoint_every_steps and step % self.config.checkpoint_every_steps == 0:
+            self._save(best=False)
+
+    def _validate(self, tracker: Tracker | None, *, done: bool) -> bool:
+        """Look at the validation fold, move `progress` on, and say whether this is the best state so far."""
+        selection, progress = self.config.selection, self.progress
+        if not len(self.job.val_rows):
+            self.progress = replace(progress, best_step=progress.step, done=done)
+            return True
+        metrics = self._observe_validation()
+        if tracker:
+            tracker.validation(metrics, progress.step)
+        self.context.report({"step": progress.step, **metrics})
+        if selection.metric not in metrics:
+            raise PrimaError(
+                f"selection.metric is {selection.metric!r}, which {self.task.kind} does not report",
+                mend=f"It reports {', '.join(sorted(metrics))}.",
+            )
+        value, epoch = metrics[selection.metric], progress.step // self.steps_per_epoch
+        sign = 1.0 if selection.mode == "max" else -1.0
+        too_early = epoch < selection.min_epochs and not done
+        better = progress.best_value is None or sign * value > sign * progress.best_value
+        improved = better and not too_early
+        waited = 0 if improved or too_early else progress.epochs_since_best + self.config.validate_every_epochs
+        stop = selection.patience_epochs is not None and waited >= selection.patience_epochs
+        self.progress = replace(
+            progress,
+            metrics=metrics,
+            best_value=value if improved else progress.best_value,
+            best_step=progress.step if improved else progress.best_step,
+            epochs_since_best=waited,
+            done=done or stop,
+        )
+        return improved
+
+    def _observe_validation(self) -> dict[str, float]:
+        # Shuffled once and for all: neighbours in the shards may share a label, and contrastive losses would see it.
+        plan = plan_epoch(self.job.val_rows, global_batch=self.config.global_batch, seed=self.config.seed, epoch=0)
+        rows = rank_rows(plan, rank=self.context.rank, world_size=self.context.world_size)
+        batches = self.context.batches(
+            self.job.shards,
+            [(0, rows)],
+            self.task.collator(train=False),
+            features=self.task.feature_folder(train=False),
+        )
+        self.engine.module.eval()
+        seen: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for host_batch in batches:
+                batch = host_batch.to(self.context.device)
+                outputs = concatenate(
+                    [self.engine.forward(piece) for piece in batch.split(self.micro_batch)],
+                    batch_level=self.task.batch_level,
+                )
+                observed = self.task.observe(outputs, batch, gather=self.gather)
+                for key, value in {**observed, "weights": batch.weights}.items():
+                    seen.setdefault(key, []).append(self.gather(value) if self.gather else value)
+        self.engine.module.train()
+        whole = {key: torch.cat(values).cpu() for key, values in seen.items()}
+        real = whole.pop("weights") > 0
+        return self.task.metrics({key: value[real] for key, value in whole.items()})
+
+    def _save(self, *, best: bool) -> None:
+        state = self.engine.export_state()
+        if self.context.rank == 0:
+            save_checkpoint(
+                self.checkpoints, state, self.progress, best=best, keep_last=self.config.checkpoint.keep_last
+            )
+        self.saved_step = self.progress.step
+        self.context.barrier()
+
+    def _check_state(self, state: State) -> None:
+        wanted = {name for name, _ in trainable_parameters(self.engine.module)}
+        found = {key.removeprefix("param/") for key in state if key.startswith("param/")}
+        if wanted != found:
+            odd = sorted(wanted ^ found)[0]
+            raise PrimaError(
+                f"the checkpoint does not fit the model: {odd} is only in {'it' if odd in found else 'the model'}",
+                where=self.checkpoints,
+                mend="Resume with the config and version that wrote it, or choose another `out`.",
+            )
+
+    def _record(self, figures: dict[str, Any], lr: float, *, seconds: float) -> dict[str, Any]:
+        step = self.progress.step
+        return {
+            "step": step,
+            "epoch": (step - 1) // self.steps_per_epoch,
+            "lr": lr,
+            "world_size": self.context.world_size,
+            "seconds": round(seconds, 4),
+            **figures,
+        }
+
+    def _params(self) -> dict[str, Any]:
+        return {"task": self.task.kind, "steps": self.total_steps, "seed": self.config.seed}
+
+    def _note_start(self, tracker: Tracker) -> None:
+        """One line a start: who trains, from where, and what is done twice."""
+        record = {
+            "from_step": self.progress.step,
+            "replayed_steps": tracker.num_replayed,
+            "engine": self.engine.describe(),
+            "micro_batch": self.micro_batch,
+            "time": time.time(),
+        }
+        with (self.job.run / "starts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _real_ids(batch: ImageTextBatch) -> list[str]:
+    return [exam for exam, weight in zip(batch.exam_ids, batch.weights.tolist(), strict=True) if weight > 0]
