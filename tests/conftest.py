@@ -1,0 +1,120 @@
+"""Fixtures that several folders of tests share: a tiny shard folder with the real schema, made in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from prima_ray.base import write_json
+from prima_ray.data.description import DataSetConfig
+from prima_ray.data.schema import (
+    FOLDS,
+    FOLDS_SCHEMA,
+    MANIFEST,
+    QUARANTINE,
+    QUARANTINE_SCHEMA,
+    SCHEMA_VERSION,
+    SHARD_SCHEMA,
+    Manifest,
+    ShardFile,
+)
+
+TOY = {
+    "name": "toy",
+    "subject": "a skin lesion",
+    "classes": [
+        {"name": "BCC", "phrase": "basal cell carcinoma", "malignant": True},
+        {"name": "NEV", "phrase": "nevus"},
+        {"name": "SEK", "phrase": "seborrheic keratosis"},
+    ],
+    "attributes": [
+        {"kind": "categorical", "name": "region", "phrase": "on the {value}", "values": {"FACE": "face", "ARM": "arm"}},
+        {"kind": "boolean", "name": "itch", "phrase": "it itches", "phrase_false": "it does not itch"},
+        {"kind": "numeric", "name": "age", "phrase": "age {value}", "unit": "years", "minimum": 0, "maximum": 120},
+    ],
+    "blocks": [{"name": "history", "attributes": ["age"]}],
+}
+
+
+def jpeg(rng: np.random.Generator, width: int, height: int) -> bytes:
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_toy_shards(
+    folder: Path, *, num_exams: int = 23, rows_per_file: int = 8, rows_per_group: int = 3, num_folds: int = 3
+) -> str:
+    """Exams ``e000 ...`` of random pictures; every third has two photos, every seventh no label."""
+    data_set = DataSetConfig.model_validate(TOY)
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(num_exams):
+        width, height = 40 + number, 48
+        images = [
+            {"image_id": f"i{number:03}_{photo}", "bytes": jpeg(rng, width, height), "width": width, "height": height}
+            for photo in range(2 if number % 3 == 0 else 1)
+        ]
+        attributes = {"region": ("FACE", "ARM")[number % 2], "itch": ("true", "false")[number % 3 == 1]}
+        if number % 4:
+            attributes["age"] = str(20 + number)
+        label = None if number % 7 == 6 else data_set.class_names[number % 3]
+        rows.append(
+            {
+                "exam_id": f"e{number:03}",
+                "patient_id": f"p{number // 2:03}",
+                "images": images,
+                "attributes": attributes,
+                "label": label,
+            }
+        )
+    files = []
+    for start in range(0, num_exams, rows_per_file):
+        table = pa.Table.from_pylist(rows[start : start + rows_per_file], schema=SHARD_SCHEMA)
+        name = f"part-{start // rows_per_file:05}.parquet"
+        pq.write_table(table, folder / name, row_group_size=rows_per_group)
+        files.append(describe_file(folder, name, table.num_rows))
+    folds = [{"exam_id": row["exam_id"], "patient": int(str(row["patient_id"])[1:]) % num_folds,
+              "lesion": index % num_folds} for index, row in enumerate(rows)]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(folds, schema=FOLDS_SCHEMA), folder / FOLDS)
+    pq.write_table(QUARANTINE_SCHEMA.empty_table(), folder / QUARANTINE)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        data_set=data_set,
+        num_exams=num_exams,
+        num_images=sum(len(row["images"]) for row in rows),
+        num_quarantined=0,
+        class_counts={name: sum(row["label"] == name for row in rows) for name in data_set.class_names},
+        num_folds=num_folds,
+        files=tuple(files),
+        side_files=(describe_file(folder, FOLDS, num_exams), describe_file(folder, QUARANTINE, 0)),
+    )
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return str(folder)
+
+
+def describe_file(folder: Path, name: str, rows: int) -> ShardFile:
+    data = (folder / name).read_bytes()
+    return ShardFile(path=name, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.fixture(scope="session")
+def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """23 exams in three files of three-row groups: do not write into it."""
+    return write_toy_shards(tmp_path_factory.mktemp("toy") / "shards")
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., str]:
+    """A shard folder of one's own, to damage; keywords of `write_toy_shards`."""
+    return lambda **options: write_toy_shards(tmp_path / "shards", **options)
