@@ -96,7 +96,9 @@ def load_checkpoint(target: Path) -> tuple[State, Progress]:
     except FileNotFoundError:
         raise PrimaError("no such file", where=target / _STATE) from None
     if found != manifest.get("sha256"):
-        raise PrimaError(f"checksum is {found[:12]}, its manifest says {str(manifest.get('sha256'))[:12]}", where=target)
+        raise PrimaError(
+            f"checksum is {found[:12]}, its manifest says {str(manifest.get('sha256'))[:12]}", where=target
+        )
     return load_file(target / _STATE), Progress(**manifest["progress"])
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.features import FeatureSet
 from prima_ray.data.plan import Rows
 from prima_ray.data.stream import Collator, local_batches, ray_batches
 
@@ -35,7 +36,7 @@ class WorkerContext(Protocol):
     device: torch.device
 
     def batches(
-        self, shards: str, steps: Steps, collate: Collator, *, features: str | None
+        self, shards: str, steps: Steps, collate: Collator, *, features: FeatureSet | None
     ) -> Generator[ImageTextBatch, None, None]:
         """This rank's batches, one a step, in order. Closing it early frees what reads ahead."""
         ...
@@ -67,7 +68,7 @@ class LocalContext:
         self.device = pick_device(device)
 
     def batches(
-        self, shards: str, steps: Steps, collate: Collator, *, features: str | None
+        self, shards: str, steps: Steps, collate: Collator, *, features: FeatureSet | None
     ) -> Generator[ImageTextBatch, None, None]:
         return local_batches(shards, steps, collate, features=features)
 
@@ -101,7 +102,7 @@ class RayContext:
         self.device: torch.device = ray.train.torch.get_device()
 
     def batches(
-        self, shards: str, steps: Steps, collate: Collator, *, features: str | None
+        self, shards: str, steps: Steps, collate: Collator, *, features: FeatureSet | None
     ) -> Generator[ImageTextBatch, None, None]:
         return ray_batches(shards, steps, collate, features=features, world_size=self.world_size)
 

@@ -92,9 +92,7 @@ def read_adam_state(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str,
     return state
 
 
-def write_adam_state(
-    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]], state: State
-) -> None:
+def write_adam_state(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]], state: State) -> None:
     """Inverse of `read_adam_state`."""
     with torch.no_grad():
         for name, parameter in named:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.features import FeatureSet
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
 from prima_ray.training.config import TrainingConfig
@@ -116,7 +117,7 @@ class _Loop:
                 files=self.job.files,
             ),
             self.task.collator(train=True),
-            features=self.task.feature_folder(train=True),
+            features=self._features(train=True),
         )
         with self.context.progress(total=self.total_steps, initial=first, description=self.task.kind) as bar:
             started = time.perf_counter()
@@ -135,6 +136,10 @@ class _Loop:
                 if self.progress.done:
                     break
         batches.close()
+
+    def _features(self, *, train: bool) -> FeatureSet | None:
+        folder = self.task.feature_folder(train=train)
+        return FeatureSet.open(folder) if folder else None
 
     def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
         micro = batch.split(self.micro_batch)
@@ -236,7 +241,7 @@ class _Loop:
             self.job.shards,
             [(0, rows)],
             self.task.collator(train=False),
-            features=self.task.feature_folder(train=False),
+            features=self._features(train=False),
         )
         self.engine.module.eval()
         seen: dict[str, list[Tensor]] = {}

@@ -1,0 +1,8 @@
+"""Entry point of `ray job submit -- python jobs/finetune.py CONFIG [--set key=value]`: the same arguments as `prima finetune`."""
+
+import sys
+
+from prima_ray.cli import run_stage_from_argv
+
+if __name__ == "__main__":
+    sys.exit(run_stage_from_argv("finetune"))

@@ -1,0 +1,173 @@
+"""`prima`: the stages on a config, and what is done with their results.
+
+Exit codes: 0 done; 2 the user's mistake, said in one or two lines; 1 ours, with a traceback. Logs and progress go to
+stderr; a stage's last line on stdout is `run: PATH`. To add a stage: one line in `STAGES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prima_ray import __version__
+from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.config import dump_config, load_config
+
+STAGES: dict[str, tuple[str, str, str]] = {
+    "ingest": ("prima_ray.stages.ingest", "IngestConfig", "photos and a table -> shards, folds, manifest, quarantine"),
+    "align": ("prima_ray.stages.align", "AlignConfig", "shards -> image and text towers aligned by four losses"),
+    "finetune": ("prima_ray.stages.finetune", "FinetuneConfig", "align's image tower -> a classifier of photos"),
+    "fuse": ("prima_ray.stages.fuse", "FuseConfig", "towers -> the diagnosis from photos and attributes"),
+}
+"""Name -> (module, config class, what it does). A stage module has `run(config) -> Path`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `prima` command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    _quiet_libraries()
+    try:
+        code: int = arguments.run(arguments)
+    except PrimaError as error:
+        _say(f"prima: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say("prima: interrupted; the same command continues where it can")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def run_stage_from_argv(stage: str, argv: Sequence[str] | None = None) -> int:
+    """What `jobs/<stage>.py` does: the same arguments as `prima <stage>`."""
+    return main([stage, *(sys.argv[1:] if argv is None else argv)])
+
+
+def load_stage(stage: str, path: str, overrides: Sequence[str] = ()) -> tuple[StrictConfig, Callable[[Any], Path]]:
+    """The validated config of a stage, and the function that runs it.
+
+    Raises:
+        PrimaError: the config is missing or wrong.
+    """
+    module_name, class_name, _ = STAGES[stage]
+    module = importlib.import_module(module_name)
+    config: StrictConfig = load_config(getattr(module, class_name), path, overrides)
+    return config, module.run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="prima", description="Diagnosis from images and clinical metadata, on Ray.")
+    parser.add_argument("--version", action="version", version=f"prima_ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for stage, (_, _, summary) in STAGES.items():
+        command = commands.add_parser(stage, help=summary, description=summary)
+        _add_config_arguments(command)
+        command.set_defaults(run=_run_stage, stage=stage)
+
+    command = commands.add_parser("config", help="print what a stage would run, resolved")
+    command.add_argument("stage", choices=STAGES)
+    _add_config_arguments(command)
+    command.set_defaults(run=_run_config)
+
+    command = commands.add_parser("evaluate", help="score a run beside the metadata-only baselines")
+    command.add_argument("run_dir", metavar="RUN")
+    command.add_argument("--out", help="folder of the report (default RUN/evaluation)")
+    command.set_defaults(run=_run_evaluate)
+
+    command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
+    command.add_argument("run_dir", metavar="RUN")
+    command.add_argument("--shards", help="a shard folder: every exam in it")
+    command.add_argument("--out", help="with --shards: the Parquet file to write")
+    command.add_argument("--image", action="append", default=[], help="a photo of the exam; repeatable")
+    command.add_argument("--metadata", help="the exam's attributes: JSON, or a file that holds it")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.set_defaults(run=_run_predict)
+
+    command = commands.add_parser("fetch", help="bring model weights into a folder, for machines with no network")
+    command.add_argument("names", nargs="+", metavar="NAME", help="a timm or transformers model, or a local folder")
+    command.add_argument("--to", required=True, help="the folder")
+    command.add_argument("--verify", action="store_true", help="only compare what is there with its checksums")
+    command.set_defaults(run=_run_fetch)
+
+    command = commands.add_parser("demo", help="all stages on generated data, in a few minutes")
+    command.add_argument("--out", default="runs/demo", help="folder of everything it makes (default runs/demo)")
+    command.set_defaults(run=_run_demo)
+    return parser
+
+
+def _add_config_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a YAML file")
+    command.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key; repeatable"
+    )
+
+
+def _run_stage(arguments: argparse.Namespace) -> int:
+    config, run = load_stage(arguments.stage, arguments.config, arguments.overrides)
+    print(f"run: {run(config)}")  # noqa: T201 - the stage's answer
+    return 0
+
+
+def _run_config(arguments: argparse.Namespace) -> int:
+    config, _ = load_stage(arguments.stage, arguments.config, arguments.overrides)
+    sys.stdout.write(dump_config(config))
+    return 0
+
+
+def _run_evaluate(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.evaluate import run_evaluate
+
+    print(f"run: {run_evaluate(arguments.run_dir, out=arguments.out)}")  # noqa: T201 - the stage's answer
+    return 0
+
+
+def _run_predict(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.predict import run_predict
+
+    return run_predict(
+        arguments.run_dir,
+        shards=arguments.shards,
+        out=arguments.out,
+        images=arguments.image,
+        metadata=arguments.metadata,
+        as_json=arguments.json,
+    )
+
+
+def _run_fetch(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.fetch import run_fetch
+
+    return run_fetch(arguments.names, to=arguments.to, verify=arguments.verify)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.demo import run_demo
+
+    print(f"run: {run_demo(arguments.out)}")  # noqa: T201 - the command's answer
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 - stderr is where messages go
+
+
+def _quiet_libraries() -> None:
+    """Messages of ours at INFO, of libraries at WARNING, all on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("prima_ray").setLevel(logging.INFO)
+    # Hubs are asked only where a config says so by name; a progress bar a file is noise in a job's log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Run directories: the files by which stages know each other.
+
+    config.yaml    the resolved config, written first: what this folder is for
+    run.json       stage, inputs with hashes, versions, commit, seed: written last, its presence means "finished"
+
+An existing folder of the same config is resumed or returned; of another config it is a mistake.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prima_ray import __version__
+from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, read_json, write_atomic, write_json
+from prima_ray.config import dump_config
+
+CONFIG = "config.yaml"
+RECORD = "run.json"
+_PACKAGES = ("ray", "torch", "transformers", "timm", "deepspeed", "peft", "pyarrow", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """An opened run directory."""
+
+    path: Path
+    stage: str
+    finished: bool
+
+
+def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: frozenset[str] = frozenset()) -> RunDir:
+    """Make the folder, or take up the one that is there.
+
+    Args:
+        execution_keys: top-level keys that say where and how fast, not what: they may differ on resume.
+
+    Raises:
+        PrimaError: the folder holds something else, or a run of another config.
+    """
+    path = Path(out)
+    wanted = config.model_dump(mode="json")
+    if not path.exists() or not any(path.iterdir()):
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / CONFIG, dump_config(config))
+        return RunDir(path=path, stage=stage, finished=False)
+    if not (path / CONFIG).exists():
+        raise PrimaError(
+            "`out` exists and is no run directory (it has no config.yaml)", where=path, mend="Choose another `out`."
+        )
+    found = yaml.safe_load((path / CONFIG).read_text())
+    differing = [key for key in _differing(found, wanted) if key.split(".")[0] not in execution_keys]
+    if differing:
+        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+        raise PrimaError(
+            f"`out` holds a run of another config; it differs in {shown}",
+            where=path,
+            mend="Choose another `out`, or delete the folder if the run is not needed.",
+        )
+    return RunDir(path=path, stage=stage, finished=(path / RECORD).exists())
+
+
+def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*wanted, *(key for key in found if key not in wanted)]
+        return [
+            item
+            for key in keys
+            for item in _differing(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [] if found == wanted else [prefix]
+
+
+def finish_run(run: RunDir, *, seed: int, inputs: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> None:
+    """Write run.json: the commit of a run.
+
+    Args:
+        inputs: role -> path of every parent.
+    """
+    record = {
+        "stage": run.stage,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "inputs": {role: {"path": path, "hash": input_hash(path)} for role, path in inputs.items()},
+        "outputs": output_hashes(run.path),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        **(extra or {}),
+    }
+    write_json(run.path / RECORD, record)
+
+
+def read_record(path: str | Path, *, stage: str | None = None) -> dict[str, Any]:
+    """The run.json of a finished run.
+
+    Raises:
+        PrimaError: nothing finished there, or a run of another stage than ``stage``.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise PrimaError("no such run directory", where=path)
+    if not (path / RECORD).exists():
+        state = "is not finished" if (path / CONFIG).exists() else "is no run directory"
+        raise PrimaError(f"this {state} (run.json is missing)", where=path, mend="Run its stage again to complete it.")
+    record: dict[str, Any] = read_json(path / RECORD)
+    if stage is not None and record.get("stage") != stage:
+        raise PrimaError(f"this is a run of {record.get('stage')}, expected one of {stage}", where=path)
+    return record
+
+
+def input_hash(path: str) -> str:
+    """What identifies a parent: a shard folder's content hash, a run's outputs, a model folder's files."""
+    from prima_ray.data.schema import MANIFEST, read_manifest
+
+    if "://" in path or (Path(path) / MANIFEST).exists():
+        return read_manifest(path).content_hash
+    if (Path(path) / RECORD).exists():
+        return hash_json(read_json(Path(path) / RECORD)["outputs"])
+    return hash_json(_file_hashes(Path(path)))
+
+
+def output_hashes(path: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of what a child may read: the model and the predictions."""
+    found = _file_hashes(path / "model", base=path)
+    for name in ("predictions.parquet", "manifest.json"):
+        if (path / name).exists():
+            found[name] = hash_file(path / name)
+    return found
+
+
+def _file_hashes(folder: Path, *, base: Path | None = None) -> dict[str, str]:
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    return {str(item.relative_to(base or folder)): hash_file(item) for item in files}
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of what decides its figures."""
+    found = {"prima_ray": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it is installed."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607 - git of the user's PATH
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from prima_ray.base import InputPath, PrimaError, StrictConfig
+from prima_ray.config import dump_config, load_config, parse_yaml
+
+
+class Torch(StrictConfig):
+    kind: Literal["torch"] = "torch"
+
+
+class DeepSpeed(StrictConfig):
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class Optimizer(StrictConfig):
+    lr: float = Field(default=1e-3, gt=0)
+
+
+class Inputs(StrictConfig):
+    shards: InputPath
+    encoder: InputPath | None = None
+
+
+class Stage(StrictConfig):
+    out: str
+    inputs: Inputs
+    optimizer: Optimizer = Optimizer()
+    engine: Annotated[Torch | DeepSpeed, Field(discriminator="kind")] = Torch()
+    names: tuple[str, ...] = ()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "stage.yaml"
+    path.write_text(text)
+    return path
+
+
+def error_of(folder: Path, text: str, *overrides: str) -> str:
+    path = write(folder, text)
+    with pytest.raises(PrimaError) as caught:
+        load_config(Stage, path, overrides)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+GOOD = "out: runs/a\ninputs: {shards: ../shards}\n"
+
+
+def test_scalars_follow_yaml_1_2():
+    assert parse_yaml("{a: 1e-4, b: NO, c: 12, d: true, e: on, f: -.5, g: 0012a}", where="x") == {
+        "a": 1e-4,
+        "b": "NO",
+        "c": 12,
+        "d": True,
+        "e": "on",
+        "f": -0.5,
+        "g": "0012a",
+    }
+
+
+def test_input_paths_are_relative_to_the_yaml_and_out_is_not(tmp_path: Path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    config = load_config(Stage, write(folder, GOOD))
+    assert config.inputs.shards == str(tmp_path / "shards")
+    assert config.out == "runs/a"
+
+
+def test_input_paths_of_set_are_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path, GOOD)
+    monkeypatch.chdir("/")
+    config = load_config(Stage, path, ["inputs.shards=data/x", "inputs.encoder=s3://bucket/key"])
+    assert config.inputs.shards == "/data/x"
+    assert config.inputs.encoder == "s3://bucket/key"
+
+
+def test_environment_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path, "out: a\ninputs: {shards: '${PRIMA_TEST_ROOT:-../fallback}/x'}\n")
+    monkeypatch.delenv("PRIMA_TEST_ROOT", raising=False)
+    assert load_config(Stage, path).inputs.shards == str(tmp_path.parent / "fallback" / "x")
+    monkeypatch.setenv("PRIMA_TEST_ROOT", "/data")
+    assert load_config(Stage, path).inputs.shards == "/data/x"
+
+
+def test_set_overrides_yaml_and_values_are_yaml(tmp_path: Path):
+    config = load_config(
+        Stage, write(tmp_path, GOOD), ["optimizer.lr=3e-5", "engine={kind: deepspeed, zero_stage: 2}", "names=[a, b]"]
+    )
+    assert config.optimizer.lr == 3e-5
+    assert config.engine == DeepSpeed(zero_stage=2)
+    assert config.names == ("a", "b")
+
+
+def test_a_dumped_config_loads_as_itself(tmp_path: Path):
+    config = load_config(Stage, write(tmp_path, GOOD))
+    assert load_config(Stage, write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (GOOD + "optimzer: {}\n", (), "FILE: unknown key 'optimzer', did you mean 'optimizer'?"),
+        (GOOD + "optimizer: {lrr: 1}\n", (), "FILE: unknown key 'optimizer.lrr', did you mean 'optimizer.lr'?"),
+        (
+            GOOD,
+            ("engine.kind=deepspeed", "engine.zero_stag=2"),
+            "FILE: unknown key 'engine.zero_stag', did you mean 'engine.zero_stage'?",
+        ),
+        (GOOD + "zzz: 1\n", (), "FILE: unknown key 'zzz'; known: engine, inputs, names, optimizer, out"),
+        ("out: a\n", (), "FILE: missing key 'inputs'"),
+        ("out: a\ninputs: {}\n", (), "FILE: missing key 'inputs.shards'"),
+        (GOOD, ("optimizer.lr=-1",), "FILE: optimizer.lr: input should be greater than 0 (got -1)"),
+        (
+            GOOD,
+            ("optimizer.lr=fast",),
+            "FILE: optimizer.lr: input should be a valid number, unable to parse string as a number (got 'fast')",
+        ),
+        (GOOD + "out: b\n", (), "FILE: not valid YAML at line 3, column 1: the key 'out' is given twice"),
+        (GOOD, ("novalue",), "--set novalue: expected key=value\n  Example: --set optimizer.lr=1e-4"),
+        (GOOD, ("out.x=1",), "--set out.x: out is a value, it has no keys"),
+        ("- a\n", (), "FILE: holds a list, not keys and values"),
+        ("inputs: {shards: '${PRIMA_NEVER_SET}'}\nout: a\n", (), "FILE: inputs.shards: environment variable "
+         "PRIMA_NEVER_SET is not set"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_where_they_are(tmp_path: Path, text: str, overrides: tuple[str, ...], message: str):
+    assert error_of(tmp_path, text, *overrides) == message
+
+
+def test_missing_files_and_folders_are_said(tmp_path: Path):
+    with pytest.raises(PrimaError, match="no such config file"):
+        load_config(Stage, tmp_path / "none.yaml")
+    with pytest.raises(PrimaError, match="is a folder, not a config file"):
+        load_config(Stage, tmp_path)

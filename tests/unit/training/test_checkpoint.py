@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prima_ray.base import PrimaError
+from prima_ray.training.checkpoint import Progress, load_best, load_checkpoint, load_last, save_checkpoint
+from prima_ray.training.engine import State
+
+
+def state(value: float) -> State:
+    return {"param/w": torch.full((2, 3), value), "step": torch.tensor([int(value)])}
+
+
+def save(folder: Path, step: int, *, best: bool = False, keep_last: int = 1) -> Path:
+    return save_checkpoint(folder, state(float(step)), Progress(step=step), best=best, keep_last=keep_last)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.glob("step-*"))
+
+
+def test_the_last_and_the_best_stay(tmp_path: Path):
+    save(tmp_path, 10, best=True)
+    save(tmp_path, 20)
+    save(tmp_path, 30)
+    assert names(tmp_path) == ["step-00000010", "step-00000030"]
+    loaded = load_last(tmp_path)
+    assert loaded is not None
+    assert loaded[1].step == 30
+    assert torch.equal(loaded[0]["param/w"], state(30)["param/w"])
+    assert load_best(tmp_path)[1].step == 10
+
+
+def test_progress_comes_back_whole(tmp_path: Path):
+    progress = Progress(step=7, best_value=0.5, best_step=3, epochs_since_best=2, metrics={"a": 1.0}, done=True)
+    save_checkpoint(tmp_path, state(7.0), progress, best=False, keep_last=1)
+    loaded = load_last(tmp_path)
+    assert loaded is not None
+    assert loaded[1] == progress
+
+
+@pytest.mark.parametrize("harm", ["truncate", "no manifest", "half a manifest", "no state"])
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, harm: str):
+    save(tmp_path, 10, keep_last=2)
+    torn = save(tmp_path, 20, keep_last=2)
+    if harm == "truncate":
+        data = (torn / "state.safetensors").read_bytes()
+        (torn / "state.safetensors").write_bytes(data[:-4])
+    elif harm == "no manifest":
+        (torn / "checkpoint.json").unlink()
+    elif harm == "half a manifest":
+        (torn / "checkpoint.json").write_text('{"progress": {"st')
+    else:
+        (torn / "state.safetensors").unlink()
+    loaded = load_last(tmp_path)
+    assert loaded is not None
+    assert loaded[1].step == 10
+    with pytest.raises(PrimaError):
+        load_checkpoint(torn)
+
+
+def test_a_torn_attempt_is_overwritten(tmp_path: Path):
+    torn = tmp_path / "step-00000010"
+    torn.mkdir()
+    (torn / "state.safetensors").write_text("half")
+    save(tmp_path, 10)
+    assert json.loads((torn / "checkpoint.json").read_text())["progress"]["step"] == 10
+
+
+def test_nothing_to_load_is_none(tmp_path: Path):
+    assert load_last(tmp_path) is None
