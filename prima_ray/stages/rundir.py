@@ -155,7 +155,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from; None where it is installed."""
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603 - fixed arguments
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607 - git of the user's PATH
             capture_output=True,
             text=True,
