@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError, hash_key
+from prima_ray.data.reader import Rows
 from prima_ray.data.schema import FOLDS, Manifest, ShardFile, join, open_filesystem, read_manifest
 
-Rows = NDArray[np.int64]
 _LIGHT_COLUMNS = ["exam_id", "patient_id", "attributes", "label", "images.list.element.image_id"]
 
 
