@@ -71,6 +71,12 @@ class Collator:
             wanted.append("attributes")
         return tuple(wanted)
 
+    @property
+    def random(self) -> bool:
+        """Whether training batches of the same exams differ from epoch to epoch."""
+        dropout = self.text is not None and (self.text.attribute_dropout > 0 or self.text.block_dropout > 0)
+        return self.views is not None or dropout
+
     def for_evaluation(self) -> Self:
         """The same without augmentation, attribute dropout, and labels in the soft targets."""
         return replace(self, train=False)

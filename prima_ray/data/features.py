@@ -11,6 +11,7 @@ Values are raw little-endian numbers: a row of ``text_seq`` is its (tokens, widt
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,16 @@ class FeatureManifest(StrictConfig):
 def feature_key(shards: Manifest, **parts: object) -> dict[str, Any]:
     """Everything that features depend on: the shards' content and ``parts`` (tower weights, views, text, seed...)."""
     return {"version": FEATURES_VERSION, "shards": shards.content_hash, **parts}
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of named tensors: of a tower's `state_dict`, whatever device it is on."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def feature_folder(root: str, key: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ def verify_files(
             raise PrimaError("this file of the manifest is missing", where=name, mend=mend)
         if info.size != file.bytes:
             raise PrimaError(f"holds {info.size} bytes, the manifest says {file.bytes}", where=name, mend=mend)
-        if sha256 and (found := _sha256(filesystem, join(root, file.path))) != file.sha256:
+        if sha256 and (found := hash_stream(filesystem, join(root, file.path))) != file.sha256:
             raise PrimaError(
                 f"wrong checksum: sha256 {found[:12]}..., the manifest says {file.sha256[:12]}...",
                 where=name,
@@ -58,7 +58,8 @@ def verify_files(
             )
 
 
-def _sha256(filesystem: pafs.FileSystem, path: str) -> str:
+def hash_stream(filesystem: pafs.FileSystem, path: str) -> str:
+    """SHA-256 (hex) of a file on any filesystem, read in pieces."""
     digest = hashlib.sha256()
     with filesystem.open_input_stream(path) as stream:
         while piece := stream.read(1 << 22):

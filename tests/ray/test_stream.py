@@ -17,6 +17,7 @@ from prima_ray.base import PrimaError
 from prima_ray.data import stream as stream_module
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
+from prima_ray.data.feature_writer import FeatureConfig, compute_features
 from prima_ray.data.plan import ExamIndex, plan_steps
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.data.stream import local_batches, ray_batches
@@ -86,6 +87,20 @@ def test_many_read_tasks_and_executions_keep_the_order(
     local = list(local_batches(toy_shards, steps(total=12), collate))
     through_ray = list(ray_batches(toy_shards, steps(total=12), collate, prefetch=1, num_fetchers=2))
     for one, other in zip(through_ray, local, strict=True):
+        assert_equal(one, other)
+
+
+def test_stored_features_stream_as_they_do_locally(toy_shards: str, collate: Collator, tmp_path: Path) -> None:
+    def encode(batch: ImageTextBatch) -> dict[str, Tensor]:
+        assert batch.images is not None
+        return {"image_cls": batch.images.flatten(2)[..., :5]}
+
+    features = compute_features(str(tmp_path), toy_shards, collate, encode, tower="t", config=FeatureConfig(variants=2))
+    without_pixels = Collator(data_set=collate.data_set, seed=5, train=True, features=features.manifest.specs)
+    local = list(local_batches(toy_shards, steps(), without_pixels, features=features))
+    through_ray = list(ray_batches(toy_shards, steps(), without_pixels, features=features))
+    for one, other in zip(through_ray, local, strict=True):
+        assert one.images is None
         assert_equal(one, other)
 
 
