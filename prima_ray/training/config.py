@@ -1,4 +1,4 @@
-"""The sections of a training stage's config: optimizer, engine, context, checkpoints, tracking, and what all stages share.
+"""The sections of a training stage's config: optimizer, engine, context, checkpoints, tracking, and what they share.
 
 To add an engine or a context: a class with its own `kind` here, one line in its union, one branch in
 `engine.build_engine` or `launch.launch`.

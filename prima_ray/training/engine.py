@@ -34,7 +34,7 @@ class Engine(Protocol):
         ...
 
     def step(self, lr: float) -> float:
-        """Average gradients over the workers, clip, update with rate ``lr``, clear. Returns the norm before clipping."""
+        """Average gradients over the workers, clip, update with rate ``lr``, clear; the norm before clipping."""
         ...
 
     def export_state(self) -> State:
@@ -153,8 +153,8 @@ class TorchEngine:
             return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for _, parameter in self._named:
-            assert parameter.grad is not None
-            by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
+            if parameter.grad is not None:
+                by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
         for gradients in by_dtype.values():
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)

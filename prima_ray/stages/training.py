@@ -1,0 +1,154 @@
+"""The frame of every training stage: open the run, plan the rows, launch, and turn the best checkpoint into a run.
+
+A stage brings a task and a way to save its model; everything else is here. The driver builds the model afresh and
+loads the chosen checkpoint into it, so workers hand over nothing but checkpoints, whatever the engine or its sharding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prima_ray.base import PrimaError, hash_key, write_json
+from prima_ray.data.plan import ExamIndex, Roles, Rows, split_roles
+from prima_ray.stages.rundir import RunDir, finish_run, open_run
+from prima_ray.training.checkpoint import load_best
+from prima_ray.training.config import TrainingConfig
+from prima_ray.training.engine import State, trainable_parameters
+from prima_ray.training.launch import launch
+from prima_ray.training.loop import TrainingJob
+from prima_ray.training.task import Task
+
+_log = logging.getLogger(__name__)
+
+EXECUTION_KEYS = frozenset({"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"})
+"""Where and how fast a run trains, not what: a run may be taken up with other values."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage knows once the shards are read."""
+
+    run: RunDir
+    index: ExamIndex
+    roles: Roles
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage has once training is over."""
+
+    plan: Plan
+    model: nn.Module
+    """On the CPU, in eval mode, with the chosen checkpoint's weights."""
+    progress: Mapping[str, Any]
+
+
+def run_training(
+    config: TrainingConfig,
+    *,
+    stage: str,
+    shards: str,
+    inputs: Mapping[str, str],
+    make_task: Callable[[Plan], Task],
+    save: Callable[[Trained], Mapping[str, Any]],
+    labelled: bool,
+) -> Path:
+    """Run a training stage to its end, or take it up where it stopped.
+
+    Args:
+        inputs: role -> path of every parent, for the record.
+        make_task: called in the driver with the plan; the task goes to the workers.
+        save: writes `model/` and predictions; returns what belongs into metrics.json.
+        labelled: True leaves exams without a diagnosis out.
+
+    Returns:
+        the run directory.
+    """
+    run = open_run(config, out=config.out, stage=stage, execution_keys=EXECUTION_KEYS)
+    if run.finished:
+        _log.info("%s: already finished, nothing to do", run.path)
+        return run.path
+    index = ExamIndex.read(shards)
+    roles = split_roles(
+        index,
+        fold=None if config.fold == "none" else config.fold,
+        val_fold=config.val_fold,
+        split=config.split,
+    )
+    if labelled:
+        roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    _check_rows(roles, shards)
+    plan = Plan(run=run, index=index, roles=roles)
+    task = make_task(plan)
+    _log.info(
+        "%s: %d exams train, %d validate, %d are held out", stage, len(roles.train), len(roles.val), len(roles.test)
+    )
+    launch(
+        TrainingJob(
+            config=config,
+            task=task,
+            run=run.path.resolve(),
+            shards=shards,
+            train_rows=roles.train,
+            val_rows=roles.val,
+            files=index.file if config.shuffle_window else None,
+        )
+    )
+    state, progress = load_best(run.path / "checkpoints")
+    model = task.build()
+    load_parameters(model, state)
+    model.eval()
+    metrics = save(Trained(plan=plan, model=model, progress=vars(progress)))
+    write_json(
+        run.path / "metrics.json",
+        {"stage": stage, "best_step": progress.step, "val": progress.metrics, **metrics},
+    )
+    finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs})
+    return run.path
+
+
+def _check_rows(roles: Roles, shards: str) -> None:
+    if not len(roles.train):
+        raise PrimaError("no exams are left to train on", where=shards, mend="Check `fold` and `val_fold`.")
+
+
+def load_parameters(model: nn.Module, state: State) -> None:
+    """Put a checkpoint's parameters into a freshly built model."""
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model):
+            parameter.copy_(state[f"param/{name}"])
+
+
+def seeded(seed: int, *key: object) -> torch.Generator:
+    """A generator that depends on the run's seed and ``key`` alone."""
+    return torch.Generator().manual_seed(hash_key(seed, *key) % 2**63)
+
+
+def write_predictions(path: Path, index: ExamIndex, rows: Rows, folds: Rows, probabilities: Tensor) -> None:
+    """`predictions.parquet`: exam_id, label, fold, prediction, prob_<CLASS>... of ``rows``, (N, C) probabilities."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = index.manifest.data_set.class_names
+    values = probabilities.double().numpy()
+    predicted = values.argmax(axis=1) if len(values) else np.zeros(0, dtype=np.int64)
+    table = pa.table(
+        {
+            "exam_id": pa.array(list(index.exam_ids[rows]), pa.string()),
+            "label": pa.array(index.label_names(rows), pa.string()),
+            "fold": pa.array(folds[rows], pa.int32()),
+            "prediction": pa.array([names[position] for position in predicted], pa.string()),
+            **{f"prob_{name}": pa.array(values[:, position], pa.float64()) for position, name in enumerate(names)},
+        }
+    )
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Tasks, engines, contexts, the loop. Ray enters in `contexts` and `launch`, DeepSpeed in `engine_deepspeed`."""
