@@ -1,0 +1,67 @@
+"""LoRA by peft, on linear layers that are discovered, never assumed; and what of a tower trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from prima_ray.base import PrimaError, StrictConfig
+
+Trainable = Literal["full", "lora", "frozen"]
+
+
+class LoraConfig(StrictConfig):
+    """Low-rank adapters (Hu et al. 2021). No dropout: it would draw from the global generator, rank by rank."""
+
+    rank: int = Field(default=32, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of the update is alpha / rank; `null`: alpha = rank."""
+
+
+def lora_targets(module: nn.Module) -> list[str]:
+    """Names of the linear layers inside the repeated blocks of a transformer: attention and MLP, whatever their names.
+
+    A stack of blocks shows as a number in the qualified name (`blocks.3.attn.qkv`, `layers.0.mlp.Wi`).
+
+    Raises:
+        PrimaError: there are none (a convolutional network, say).
+    """
+    found = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and any(part.isdigit() for part in name.split("."))
+    ]
+    if not found:
+        raise PrimaError(
+            f"{type(module).__name__} has no linear layers in repeated blocks for LoRA to adapt",
+            mend="Set `trainable: full` or `trainable: frozen`.",
+        )
+    return found
+
+
+def set_trainable(module: nn.Module, trainable: Trainable, lora: LoraConfig) -> None:
+    """Freeze, free, or freeze and adapt a module, in place."""
+    module.requires_grad_(trainable == "full")
+    if trainable != "lora":
+        return
+    import peft
+
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha or lora.rank, lora_dropout=0.0, target_modules=lora_targets(module)
+    )
+    peft.inject_adapter_in_model(config, module)
+
+
+def merge_lora(module: nn.Module) -> None:
+    """Fold every adapter into its layer, in place, leaving the module as it was before `set_trainable`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapters = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in adapters:
+        with torch.no_grad():
+            layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, layer.get_base_layer())

