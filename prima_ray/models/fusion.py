@@ -126,6 +126,9 @@ class Qwen3Fusion(nn.Module):
             self.image_local = ImageProjector(inputs.image_width, width, stride=config.image_stride, grid=inputs.grid)
             self.text_local = TextProjector(inputs.text_width, width, stride=config.text_stride)
         prompt, cue, letters = prompt_tokens(inputs, tokenizer)
+        self.prompt_ids: Tensor
+        self.cue_ids: Tensor
+        self.class_ids: Tensor
         for name, ids in (("prompt_ids", prompt), ("cue_ids", cue), ("class_ids", letters)):
             self.register_buffer(name, torch.tensor(ids, dtype=torch.int64), persistent=False)
         rows = self.backbone.get_input_embeddings().weight
@@ -191,7 +194,7 @@ class ImageProjector(nn.Module):
         """See the class."""
         maps = self.norm(tokens).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
         mixed: Tensor = self.mix(nn.functional.gelu(self.reduce(maps)))
-        return mixed.flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2])
+        return mixed.flatten(2).transpose(1, 2).reshape(*tokens.shape[:2], -1, mixed.shape[1])
 
 
 class TextProjector(nn.Module):

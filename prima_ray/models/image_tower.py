@@ -86,10 +86,10 @@ class ImageTowerConfig(StrictConfig):
 class ImageTower(nn.Module):
     """(B, 3, S, S) -> global features (B, C) and tokens (B, K, C), K = grid height * width, row by row."""
 
-    def __init__(self, config: ImageTowerConfig, model: nn.Module) -> None:
+    def __init__(self, config: ImageTowerConfig, model: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = model
+        self.model: Any = model
         self.width: int = int(model.num_features)
         mean_std = getattr(model, "pretrained_cfg", {}) or {}
         self.mean: tuple[float, ...] = tuple(mean_std.get("mean", (0.485, 0.456, 0.406)))

@@ -6,11 +6,13 @@ no parent run. To add a part: a `_Part` in `_PARTS`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prima_ray.base import PrimaError, read_json, write_json
@@ -88,6 +90,15 @@ def load_component(folder: Path) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 (hex) of a module's parameters and buffers: names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state without the parts that are saved in folders of their own."""
     state = module.state_dict()
@@ -162,8 +173,6 @@ def _describe_qwen3(model: Qwen3Fusion, folder: Path) -> dict[str, Any]:
 
 
 def _build_qwen3(spec: Mapping[str, Any], folder: Path) -> Qwen3Fusion:
-    import torch
-
     config = Qwen3FusionConfig.model_validate({**spec["config"], "tokenizer": str(folder / "tokenizer")})
     model = config.build(FusionInputs.model_validate(spec["inputs"]))
     if spec["own_rows"]:

@@ -88,12 +88,12 @@ def _no_dropout(architecture: Any) -> None:
 class TextTower(nn.Module):
     """(N, L) token ids -> global features (N, T) and tokens (N, L, T)."""
 
-    def __init__(self, config: TextTowerConfig, model: nn.Module, *, pooling: Literal["cls", "mean"]) -> None:
+    def __init__(self, config: TextTowerConfig, model: Any, *, pooling: Literal["cls", "mean"]) -> None:
         super().__init__()
         self.config = config
         self.model = model
         self.pooling = pooling
-        self.width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.width = int(model.config.hidden_size)
         if hasattr(model, "pooler") and model.pooler is not None:
             # BERT's pooler belongs to next-sentence prediction; unused parameters would upset ZeRO.
             model.pooler = None

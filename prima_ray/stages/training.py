@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prima_ray.base import PrimaError, hash_key, write_json
-from prima_ray.data.plan import ExamIndex, Roles, Rows, split_roles
+from prima_ray.base import PrimaError, write_json
+from prima_ray.data.plan import ExamIndex, Roles, plan_epoch, split_roles
+from prima_ray.data.reader import Rows
+from prima_ray.data.views import ViewConfig
 from prima_ray.stages.rundir import RunDir, finish_run, open_run
 from prima_ray.training.checkpoint import load_best
 from prima_ray.training.config import TrainingConfig
+from prima_ray.training.contexts import LocalContext
 from prima_ray.training.engine import State, trainable_parameters
 from prima_ray.training.launch import launch
 from prima_ray.training.loop import TrainingJob
@@ -28,7 +31,9 @@ from prima_ray.training.task import Task
 
 _log = logging.getLogger(__name__)
 
-EXECUTION_KEYS = frozenset({"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"})
+EXECUTION_KEYS = frozenset(
+    {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
+)
 """Where and how fast a run trains, not what: a run may be taken up with other values."""
 
 
@@ -46,6 +51,7 @@ class Trained:
     """What a stage has once training is over."""
 
     plan: Plan
+    task: Task
     model: nn.Module
     """On the CPU, in eval mode, with the chosen checkpoint's weights."""
     progress: Mapping[str, Any]
@@ -103,10 +109,12 @@ def run_training(
         )
     )
     state, progress = load_best(run.path / "checkpoints")
-    model = task.build()
+    # Found finished: the workers computed whatever is computed once.
+    prepared = task.prepare(LocalContext())
+    model = prepared.build()
     load_parameters(model, state)
     model.eval()
-    metrics = save(Trained(plan=plan, model=model, progress=vars(progress)))
+    metrics = save(Trained(plan=plan, task=prepared, model=model, progress=vars(progress)))
     write_json(
         run.path / "metrics.json",
         {"stage": stage, "best_step": progress.step, "val": progress.metrics, **metrics},
@@ -127,9 +135,51 @@ def load_parameters(model: nn.Module, state: State) -> None:
             parameter.copy_(state[f"param/{name}"])
 
 
-def seeded(seed: int, *key: object) -> torch.Generator:
-    """A generator that depends on the run's seed and ``key`` alone."""
-    return torch.Generator().manual_seed(hash_key(seed, *key) % 2**63)
+def feature_root(config: TrainingConfig) -> str:
+    """Where frozen towers' features are kept: shared by the runs beside this one."""
+    return config.feature_cache or str(Path(config.out).resolve().parent / "features")
+
+
+def check_view_size(views: ViewConfig, image_size: int) -> None:
+    """Views must have the size that the tower reads.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if views.image_size != image_size:
+        raise ValueError(f"views.image_size is {views.image_size}, the image tower reads {image_size}: set them alike")
+
+
+def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]:
+    """Write `predictions.parquet` of the validation and test folds; returns their figures by role.
+
+    The test fold is touched here, once, after everything has been chosen.
+    """
+    index, roles = trained.plan.index, trained.plan.roles
+    rows = np.sort(np.concatenate([roles.val, roles.test]))
+    context = LocalContext()
+    model = trained.model.to(context.device)
+    spec = trained.task.stream(train=False)
+    plan = plan_epoch(rows, global_batch=64, seed=0, epoch=0, shuffle=False)
+    observed: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        for batch in context.batches(trained.plan.index.shards, [(0, plan)], spec):
+            moved = batch.to(context.device)
+            seen = trained.task.observe(model(moved), moved, gather=None)
+            for key, value in seen.items():
+                observed.setdefault(key, []).append(value[moved.weights > 0].cpu())
+    num_classes = len(index.manifest.data_set.classes)
+    whole = {key: torch.cat(values) for key, values in observed.items()}
+    probabilities = whole["log_probs"].double().exp() if whole else torch.zeros(0, num_classes, dtype=torch.float64)
+    write_predictions(
+        trained.plan.run.path / "predictions.parquet", index, rows, index.folds(config.split), probabilities
+    )
+    figures = {}
+    for role, mine in (("val", roles.val), ("test", roles.test)):
+        if len(mine):
+            chosen = torch.from_numpy(np.isin(rows, mine))
+            figures[role] = trained.task.metrics({key: value[chosen] for key, value in whole.items()})
+    return figures
 
 
 def write_predictions(path: Path, index: ExamIndex, rows: Rows, folds: Rows, probabilities: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -92,3 +92,39 @@ def classification_metrics(observed: Mapping[str, Tensor], *, weights: Sequence[
         # Over the classes that occur, so that a small fold without one of them is not punished for it.
         "macro_f1": float(f1_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0)),
     }
+
+
+class ClassificationTask:
+    """The half of a `Task` that finetune and fuse share; a mixin over `losses` and `class_weights`."""
+
+    interacts: ClassVar[bool] = False
+    batch_level: ClassVar[tuple[str, ...]] = ()
+    losses: ClassificationLossConfig
+    class_weights: tuple[float, ...]
+
+    def batch_weight(self, batch: ImageTextBatch) -> Tensor:
+        """See `Task`."""
+        return exam_weights(batch, self.class_weights).sum()
+
+    def loss(
+        self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: object, total_weight: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task`."""
+        del gather
+        loss = classification_loss(
+            outputs["logits"],
+            batch,
+            weights=self.class_weights,
+            label_smoothing=self.losses.label_smoothing,
+            total_weight=total_weight,
+        )
+        return loss, {}
+
+    def observe(self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: object) -> dict[str, Tensor]:
+        """See `Task`."""
+        del gather
+        return observe_classification(outputs, batch)
+
+    def metrics(self, observed: Mapping[str, Tensor]) -> dict[str, float]:
+        """See `Task`."""
+        return classification_metrics(observed, weights=self.class_weights)

@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.collate import Collator
 from prima_ray.data.features import FeatureSet
-from prima_ray.data.plan import Rows
-from prima_ray.data.stream import Collator, local_batches, ray_batches
+from prima_ray.data.reader import Rows
+from prima_ray.data.stream import local_batches, ray_batches
 
 Steps = Iterable[tuple[int, Rows]]
 """(epoch, this rank's rows (steps, local batch)), as `plan_steps` gives them."""
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """How planned rows become batches."""
+
+    collate: Collator
+    features: FeatureSet | None = None
+    """Cached features that are read beside, or instead of, pixels and text."""
 
 
 class ProgressBar(Protocol):
@@ -35,9 +46,7 @@ class WorkerContext(Protocol):
     world_size: int
     device: torch.device
 
-    def batches(
-        self, shards: str, steps: Steps, collate: Collator, *, features: FeatureSet | None
-    ) -> Generator[ImageTextBatch, None, None]:
+    def batches(self, shards: str, steps: Steps, spec: StreamSpec) -> Iterator[ImageTextBatch]:
         """This rank's batches, one a step, in order. Closing it early frees what reads ahead."""
         ...
 
@@ -67,10 +76,8 @@ class LocalContext:
     def __init__(self, device: str = "auto") -> None:
         self.device = pick_device(device)
 
-    def batches(
-        self, shards: str, steps: Steps, collate: Collator, *, features: FeatureSet | None
-    ) -> Generator[ImageTextBatch, None, None]:
-        return local_batches(shards, steps, collate, features=features)
+    def batches(self, shards: str, steps: Steps, spec: StreamSpec) -> Iterator[ImageTextBatch]:
+        return local_batches(shards, steps, spec.collate, features=spec.features)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         del metrics  # steps.jsonl and TensorBoard have them already
@@ -101,10 +108,8 @@ class RayContext:
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
 
-    def batches(
-        self, shards: str, steps: Steps, collate: Collator, *, features: FeatureSet | None
-    ) -> Generator[ImageTextBatch, None, None]:
-        return ray_batches(shards, steps, collate, features=features, world_size=self.world_size)
+    def batches(self, shards: str, steps: Steps, spec: StreamSpec) -> Iterator[ImageTextBatch]:
+        return ray_batches(shards, steps, spec.collate, features=spec.features)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         import ray.train

@@ -35,7 +35,7 @@ def _single_process_group(job: TrainingJob) -> None:
 
     if job.config.engine.kind != "deepspeed" or dist.is_initialized():
         return
-    store = dist.HashStore()
+    store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.batch import ImageTextBatch
-from prima_ray.data.features import FeatureSet
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
 from prima_ray.training.config import TrainingConfig
@@ -62,7 +61,8 @@ def train(job: TrainingJob, context: WorkerContext) -> None:
 
 class _Loop:
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
-        self.job, self.config, self.task, self.context = job, job.config, job.task, context
+        self.job, self.config, self.context = job, job.config, context
+        self.task = job.task.prepare(context)
         self.checkpoints = job.run / "checkpoints"
         self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
         total = self.steps_per_epoch * self.config.epochs
@@ -116,8 +116,7 @@ class _Loop:
                 window_rows=self.config.shuffle_window,
                 files=self.job.files,
             ),
-            self.task.collator(train=True),
-            features=self._features(train=True),
+            self.task.stream(train=True),
         )
         with self.context.progress(total=self.total_steps, initial=first, description=self.task.kind) as bar:
             started = time.perf_counter()
@@ -135,11 +134,6 @@ class _Loop:
                 self._after_step(tracker)
                 if self.progress.done:
                     break
-        batches.close()
-
-    def _features(self, *, train: bool) -> FeatureSet | None:
-        folder = self.task.feature_folder(train=train)
-        return FeatureSet.open(folder) if folder else None
 
     def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
         micro = batch.split(self.micro_batch)
@@ -240,8 +234,7 @@ class _Loop:
         batches = self.context.batches(
             self.job.shards,
             [(0, rows)],
-            self.task.collator(train=False),
-            features=self._features(train=False),
+            self.task.stream(train=False),
         )
         self.engine.module.eval()
         seen: dict[str, list[Tensor]] = {}

@@ -1,40 +1,52 @@
 """What the loop asks of a task, and nothing of Ray or DeepSpeed.
 
 A task is a picklable description; the model is built from it inside the worker. To add one: a class with these
-members in its own module, and a stage that launches it.
+members in `tasks/`, and a stage that launches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
+from prima_ray.base import hash_key
 from prima_ray.data.batch import ImageTextBatch
-from prima_ray.data.stream import Collator
+from prima_ray.training.contexts import StreamSpec, WorkerContext
 from prima_ray.training.gather import Gather
 
 
 class Task(Protocol):
     """A batch in; outputs, losses and metrics out."""
 
-    kind: str
-    interacts: bool
-    """True where exams meet in the loss: then it spans the global batch, whatever the micro-batch."""
-    batch_level: tuple[str, ...]
-    """Outputs that belong to the batch rather than to its exams, such as the temperature, (1,)."""
+    @property
+    def kind(self) -> str:
+        """The stage's name."""
+        ...
+
+    @property
+    def interacts(self) -> bool:
+        """True where exams meet in the loss: then it spans the global batch, whatever the micro-batch."""
+        ...
+
+    @property
+    def batch_level(self) -> tuple[str, ...]:
+        """Outputs that belong to the batch rather than to its exams, such as the temperature, (1,)."""
+        ...
+
+    def prepare(self, context: WorkerContext) -> Self:
+        """Compute what is computed once (features of frozen towers), or find it done. Collective."""
+        ...
 
     def build(self) -> nn.Module:
         """The model, on the CPU, the same on every rank."""
         ...
 
-    def collator(self, *, train: bool) -> Collator:
-        """How planned rows become a batch, with augmentation or without."""
-        ...
-
-    def feature_folder(self, *, train: bool) -> str | None:
-        """The cached features that the stream adds, if any."""
+    def stream(self, *, train: bool) -> StreamSpec:
+        """With augmentation, or without; after `prepare`."""
         ...
 
     def batch_weight(self, batch: ImageTextBatch) -> Tensor:
@@ -60,3 +72,11 @@ class Task(Protocol):
     def metrics(self, observed: Mapping[str, Tensor]) -> dict[str, float]:
         """Validation figures from the observations of all exams."""
         ...
+
+
+@contextmanager
+def seeded_init(seed: int, *key: object) -> Iterator[None]:
+    """Random weights that depend on (seed, key) alone, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash_key(seed, *key) % 2**63)
+        yield

@@ -1,0 +1,1 @@
+"""From a run directory to a diagnosis, without Ray; `batch` alone uses Ray Data."""

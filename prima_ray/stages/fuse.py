@@ -1,0 +1,141 @@
+"""Fuse: frozen towers -> the diagnosis from photos and attributes (method, stage 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from prima_ray.base import InputPath, StrictConfig
+from prima_ray.data.feature_writer import FeatureConfig
+from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.views import ViewConfig
+from prima_ray.inference.bundle import component_folder, save_bundle
+from prima_ray.models.fusion import FusionConfig
+from prima_ray.models.image_tower import ImageTowerConfig
+from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.stages.rundir import read_record
+from prima_ray.stages.training import Plan, Trained, check_view_size, feature_root, predict_held_out, run_training
+from prima_ray.training.classification import ClassificationLossConfig, class_weights
+from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
+from prima_ray.training.tasks.fuse import FuseTask, TowerSources
+
+
+class FuseInputs(StrictConfig):
+    """Parents."""
+
+    shards: InputPath
+    align: InputPath | None = None
+    """Gives the text tower, the heads, and the image tower unless `finetune` does."""
+    finetune: InputPath | None = None
+    """Gives the image tower."""
+
+
+class FuseConfig(TrainingConfig):
+    """See the module."""
+
+    inputs: FuseInputs
+    views: ViewConfig = ViewConfig(num_views=1)
+    text: MetadataTextConfig = MetadataTextConfig()
+    image_tower: ImageTowerConfig | None = None
+    """An untrained image tower, where no input gives one."""
+    text_tower: TextTowerConfig | None = None
+    """An unaligned text tower, where no input gives one."""
+    features: Literal["backbone", "projected"] = "backbone"
+    """Projected features pass align's heads, which fine-tuning moves the image tower away from."""
+    feature_store: FeatureConfig = FeatureConfig()
+    fusion: FusionConfig
+    losses: ClassificationLossConfig = ClassificationLossConfig()
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5, weight_decay=3e-2))
+    selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
+
+    @model_validator(mode="after")
+    def _check_fuse(self) -> Self:
+        has_image = self.inputs.align is not None or self.inputs.finetune is not None
+        if has_image == (self.image_tower is not None):
+            raise ValueError("the image tower: give inputs.finetune, inputs.align, or image_tower for an untrained one")
+        if (self.inputs.align is not None) == (self.text_tower is not None):
+            raise ValueError("the text tower: give inputs.align, or text_tower for an unaligned one")
+        if self.features == "projected" and self.inputs.align is None:
+            raise ValueError("features: projected needs the heads of inputs.align")
+        if self.image_tower:
+            check_view_size(self.views, self.image_tower.image_size)
+        return self
+
+
+def run(config: FuseConfig) -> Path:
+    """Train the fusion model; returns the run directory.
+
+    Raises:
+        PrimaError: a mistake in the config or its inputs.
+    """
+    named = {"align": config.inputs.align, "finetune": config.inputs.finetune}
+    parents = {role: path for role, path in named.items() if path}
+    for role, path in parents.items():
+        read_record(path, stage=role)
+    return run_training(
+        config,
+        stage="fuse",
+        shards=config.inputs.shards,
+        inputs=parents,
+        make_task=lambda plan: make_task(config, plan),
+        save=lambda trained: _save(config, trained),
+        labelled=True,
+    )
+
+
+def tower_sources(config: FuseConfig) -> TowerSources:
+    """Where the frozen towers come from."""
+    align, finetune = config.inputs.align, config.inputs.finetune
+    image: str | ImageTowerConfig | None = config.image_tower
+    if finetune:
+        image = component_folder(finetune, "classifier/image_tower")
+    elif align:
+        image = component_folder(align, "image_tower")
+    text: str | TextTowerConfig | None = component_folder(align, "text_tower") if align else config.text_tower
+    if image is None or text is None:
+        raise TypeError("the config's validator asks for both towers")
+    heads = component_folder(align, "heads") if align and config.features == "projected" else None
+    return TowerSources(seed=config.seed, image_tower=image, text_tower=text, heads=heads)
+
+
+def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
+    """The task, with class weights from the training rows."""
+    data_set = plan.index.manifest.data_set
+    return FuseTask(
+        seed=config.seed,
+        shards=config.inputs.shards,
+        data_set=data_set,
+        views=config.views,
+        text=config.text,
+        towers=tower_sources(config),
+        fusion=config.fusion,
+        losses=config.losses,
+        class_weights=class_weights(
+            plan.index.labels[plan.roles.train], data_set.class_names, config.losses.class_weights
+        ),
+        feature_root=feature_root(config),
+        feature_config=config.feature_store,
+    )
+
+
+def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
+    figures = predict_held_out(trained, config)
+    towers = tower_sources(config).build()
+    heads = {"heads": towers.heads} if towers.heads else {}
+    save_bundle(
+        trained.plan.run.path / "model",
+        kind="fuse",
+        data_set=trained.plan.index.manifest.data_set,
+        text=config.text,
+        views=config.views,
+        features=config.features,
+        components={
+            "image_tower": towers.image_tower,
+            "text_tower": towers.text_tower,
+            **heads,
+            "fusion": trained.model,
+        },
+    )
+    return figures

@@ -1,0 +1,1 @@
+"""One task a training stage: align, finetune, fuse."""

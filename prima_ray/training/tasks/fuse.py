@@ -1,0 +1,135 @@
+"""Fuse: a fusion model over the features of frozen towers, which are computed once and streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from prima_ray.base import PrimaError
+from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.collate import Collator
+from prima_ray.data.description import DataSetConfig
+from prima_ray.data.feature_writer import FeatureConfig, compute_features
+from prima_ray.data.features import FeatureSet
+from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.views import ViewConfig
+from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.fusion import FusionConfig, FusionInputs
+from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
+from prima_ray.models.store import load_component, module_hash
+from prima_ray.models.text_tower import TextTower, TextTowerConfig
+from prima_ray.training.classification import ClassificationLossConfig, ClassificationTask
+from prima_ray.training.contexts import StreamSpec, WorkerContext
+from prima_ray.training.task import seeded_init
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TowerSources:
+    """Where the frozen towers come from: folders of `save_component`, or untrained towers."""
+
+    seed: int
+    image_tower: str | ImageTowerConfig
+    text_tower: str | TextTowerConfig
+    heads: str | None = None
+    """Given: features are projected into the shared space."""
+
+    def build(self) -> FeatureEncoder:
+        """The towers, frozen, in eval mode.
+
+        Raises:
+            PrimaError: a folder holds something else.
+        """
+        with seeded_init(self.seed, "image tower"):
+            image = _load(self.image_tower, ImageTower)
+        with seeded_init(self.seed, "text tower"):
+            text = _load(self.text_tower, TextTower)
+        heads = _load(self.heads, ProjectionHeads) if self.heads else None
+        return FeatureEncoder(image, text, heads).eval()
+
+
+def _load(source: str | ImageTowerConfig | TextTowerConfig, kind: type[ModuleT]) -> ModuleT:
+    module = load_component(Path(source)) if isinstance(source, str) else source.build()
+    if not isinstance(module, kind):
+        raise PrimaError(f"holds a {type(module).__name__}, expected a {kind.__name__}", where=str(source))
+    return module
+
+
+@dataclass(frozen=True)
+class FuseTask(ClassificationTask):
+    """See the module."""
+
+    kind: ClassVar[str] = "fuse"
+
+    seed: int
+    shards: str
+    data_set: DataSetConfig
+    views: ViewConfig
+    text: MetadataTextConfig
+    towers: TowerSources
+    fusion: FusionConfig
+    losses: ClassificationLossConfig
+    class_weights: tuple[float, ...]
+    feature_root: str
+    feature_config: FeatureConfig
+    train_features: FeatureSet | None = None
+    val_features: FeatureSet | None = None
+    inputs: FusionInputs | None = None
+
+    def prepare(self, context: WorkerContext) -> Self:
+        encoder = self.towers.build().to(context.device)
+        digest = module_hash(encoder)
+
+        def encode(batch: ImageTextBatch) -> dict[str, Tensor]:
+            with torch.no_grad():
+                outputs: dict[str, Tensor] = encoder(batch.to(context.device))
+            return outputs
+
+        tokenizer = encoder.text_tower.config.tokenizer()
+        sets = [
+            compute_features(
+                self.feature_root,
+                self.shards,
+                Collator(
+                    data_set=self.data_set,
+                    seed=self.seed,
+                    train=train,
+                    views=self.views,
+                    text=self.text,
+                    tokenizer=tokenizer,
+                ),
+                encode,
+                tower=f"towers:{digest}:{tokenizer.max_tokens}",
+                config=self.feature_config,
+                rank=context.rank,
+                world_size=context.world_size,
+                barrier=context.barrier,
+            )
+            for train in (True, False)
+        ]
+        inputs = FusionInputs(
+            image_width=encoder.image_width,
+            text_width=encoder.text_width,
+            grid=encoder.image_tower.grid,
+            class_phrases=tuple(item.phrase for item in self.data_set.classes),
+            subject=self.data_set.subject,
+        )
+        return replace(self, train_features=sets[0], val_features=sets[1], inputs=inputs)
+
+    def build(self) -> nn.Module:
+        if self.inputs is None:
+            raise ValueError("prepare the task before it builds: the features are not there yet")
+        with seeded_init(self.seed, "fusion"):
+            return self.fusion.build(self.inputs).train()
+
+    def stream(self, *, train: bool) -> StreamSpec:
+        features = self.train_features if train else self.val_features
+        if features is None:
+            raise ValueError("prepare the task before it streams: the features are not there yet")
+        collate = Collator(data_set=self.data_set, seed=self.seed, train=train, features=features.manifest.specs)
+        return StreamSpec(collate, features)
