@@ -159,6 +159,9 @@ class AlignTask:
         nothing = torch.zeros((), device=batch.weights.device)
         total, parts = self.loss(two, batch, gather=gather, total_weight=nothing)
         values = {"loss": total, **parts, "temperature": outputs["temperature"].reshape(())}
+        if gather is not None:
+            # A rank's value alone means little; the mean over ranks is the global one.
+            values = {name: gather(value.reshape(1)).mean() for name, value in values.items()}
         return {name: value.float().expand(len(batch)).contiguous() for name, value in values.items()}
 
     def metrics(self, observed: Mapping[str, Tensor]) -> dict[str, float]:
