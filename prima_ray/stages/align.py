@@ -106,7 +106,7 @@ def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
 
 
 def _fit_soft_targets(config: AlignConfig, plan: Plan) -> tuple[SoftTargetEncoder | None, float]:
-    if not config.losses.soft_semantic:
+    if not config.losses.soft_semantic.weight:
         return None, 1.0
     index, rows = plan.index, plan.roles.train
     attributes = index.attribute_rows(rows)
