@@ -5,6 +5,7 @@ To add a context: a class with these members, a config with its own `kind`, one 
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from prima_ray.data.collate import Collator
 from prima_ray.data.features import FeatureSet
 from prima_ray.data.reader import Rows
 from prima_ray.data.stream import local_batches, ray_batches
+from prima_ray.training.quiet import quiet_worker
 
 Steps = Iterable[tuple[int, Rows]]
 """(epoch, this rank's rows (steps, local batch)), as `plan_steps` gives them."""
@@ -103,6 +105,10 @@ class RayContext:
         import ray.train
         import ray.train.torch
 
+        # Ray Train has set up logging of its own by now.
+        quiet_worker()
+        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("prima_ray").setLevel(logging.INFO)
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -157,11 +163,9 @@ class _LineBar:
         self._last = now
         rate = (self._done - self._initial) / max(now - self._started, 1e-9)
         left = (self._total - self._done) / rate
-        print(  # noqa: T201 - progress for a person, on stderr
-            f"{self._description}: step {self._done}/{self._total}, loss {loss:.4f}, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        # Not print: Ray Train repeats what is printed in its log, which comes to the same terminal.
+        sys.stderr.write(f"{self._description}: step {self._done}/{self._total}, loss {loss:.4f}, {left:.0f} s left\n")
+        sys.stderr.flush()
 
 
 class _NoBar:

@@ -10,6 +10,7 @@ from prima_ray.base import PrimaError, read_json, write_json
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.quiet import quiet_worker, runtime_env
 
 _MISTAKE = "mistake.json"
 
@@ -105,12 +106,13 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     address = context.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env())
         return
     # Logical CPUs: the workers' share and as many for Ray Data's readers as the machine has.
     cores = os.cpu_count() or 1
     num_cpus = context.num_cpus or max(cores, round(num_workers * context.cpus_per_worker + cores))
-    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING, runtime_env=runtime_env())
+    quiet_worker()
 
 
 def check_budget(context: RayContextConfig, *, num_workers: int) -> None:

@@ -1,0 +1,260 @@
+"""How strongly each attribute, and its being missing, tells the diagnosis; and leaks that were planted or overlooked.
+
+Associations are reported, because a strong risk factor is what one hopes for. What is refused is what no risk factor
+does: an attribute that copies a declared leak, recodes the label, or spells the diagnosis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.data.attributes import is_missing
+from prima_ray.data.description import DataSetConfig, NumericAttribute, TextAttribute
+
+Kind = Literal["value", "missing", "block missing"]
+_MAX_CODES = 50
+"""A recoding has few values; an identifier, which also tells everything, has many."""
+
+
+class LeaksConfig(StrictConfig):
+    """When a suspicion stops the ingest, and which are accepted."""
+
+    accept: tuple[str, ...] = ()
+    """Attributes that may look like the label: a true test result, say. Declared `leaks` cannot be accepted."""
+    recoding_agreement: float = Field(default=0.98, gt=0.5, le=1)
+    """Share of exams on which an attribute must agree with a recoding of the label, or of a leak, to be one."""
+    text_share: float = Field(default=0.02, gt=0, le=1)
+    """Share of exams whose free text may name their own diagnosis."""
+    warn_strength: float = Field(default=0.4, gt=0, le=1)
+    """Cramer's V of missingness with the label from which a warning is printed."""
+
+
+@dataclass(frozen=True)
+class Association:
+    """How strongly one thing tells the label."""
+
+    what: str
+    kind: Kind
+    num_exams: int
+    """Exams it was computed on: those with the value, or all for missingness."""
+    share_missing: float
+    cramers_v: float
+    """Bias-corrected (Bergsma 2013): 0 tells nothing, 1 everything."""
+    balanced_accuracy: float
+    """Of guessing, per value, the class that it makes most likely; cross-validated over the folds."""
+    chance: float
+    """Balanced accuracy of guessing blindly: 1 / number of classes."""
+
+
+def associations(
+    rows: Sequence[Mapping[str, str]], labels: Sequence[str | None], folds: NDArray[np.int32], data_set: DataSetConfig
+) -> list[Association]:
+    """Every attribute's value and missingness, and every block's, declared or found; strongest first."""
+    known = [position for position, label in enumerate(labels) if label is not None]
+    truth = np.array([labels[position] for position in known])
+    mine = folds[known]
+    chance = 1 / max(1, len(set(truth.tolist())))
+    found: list[Association] = []
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for item in data_set.attributes:
+        values = [rows[position].get(item.name) for position in known]
+        masks[item.name] = np.array([value is None for value in values], dtype=bool)
+        codes = _codes(values, numeric=isinstance(item, NumericAttribute))
+        if not isinstance(item, TextAttribute):
+            found.append(_measure(item.name, "value", codes, truth, mine, ~masks[item.name], chance))
+        found.append(_measure(item.name, "missing", masks[item.name].astype(int), truth, mine, None, chance))
+    for name, members in _blocks(masks, data_set).items():
+        together = np.logical_and.reduce([masks[member] for member in members])
+        found.append(_measure(name, "block missing", together.astype(int), truth, mine, None, chance))
+    return sorted(found, key=lambda item: (-item.cramers_v, item.what, item.kind))
+
+
+def _blocks(masks: Mapping[str, NDArray[np.bool_]], data_set: DataSetConfig) -> dict[str, tuple[str, ...]]:
+    """The declared blocks, and attributes that are missing in exactly the same exams though nobody said so."""
+    blocks = {block.name: block.attributes for block in data_set.blocks}
+    declared = data_set.block_attributes
+    alike: dict[bytes, list[str]] = defaultdict(list)
+    for name, mask in masks.items():
+        if name not in declared and 0.01 < mask.mean() < 0.99:
+            alike[mask.tobytes()].append(name)
+    for members in alike.values():
+        if len(members) > 1:
+            blocks[f"undeclared block: {', '.join(members)}"] = tuple(members)
+    return blocks
+
+
+def _codes(values: Sequence[str | None], *, numeric: bool) -> NDArray[np.int64]:
+    present = [value for value in values if value is not None]
+    if numeric and present:
+        edges = np.unique(np.quantile([float(value) for value in present], np.arange(1, 10) / 10))
+        return np.array([-1 if value is None else int(np.searchsorted(edges, float(value))) for value in values])
+    order = {value: code for code, value in enumerate(sorted(set(present)))}
+    return np.array([-1 if value is None else order[value] for value in values], dtype=np.int64)
+
+
+def _measure(
+    what: str,
+    kind: Kind,
+    codes: NDArray[np.int64],
+    truth: NDArray[Any],
+    folds: NDArray[np.int32],
+    present: NDArray[np.bool_] | None,
+    chance: float,
+) -> Association:
+    missing = 0.0 if present is None else float(1 - present.mean()) if len(present) else 0.0
+    if kind != "value":
+        missing = float(codes.mean()) if len(codes) else 0.0
+    if present is not None:
+        codes, truth, folds = codes[present], truth[present], folds[present]
+    return Association(
+        what=what,
+        kind=kind,
+        num_exams=len(codes),
+        share_missing=missing,
+        cramers_v=cramers_v(codes, truth),
+        balanced_accuracy=_guessing(codes, truth, folds, chance),
+        chance=chance,
+    )
+
+
+def cramers_v(codes: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Bias-corrected Cramer's V of two categorical vectors (Bergsma 2013); 0 where either is constant."""
+    if len(codes) < 2:
+        return 0.0
+    _, rows = np.unique(codes, return_inverse=True)
+    _, columns = np.unique(truth, return_inverse=True)
+    r, k, n = rows.max() + 1, columns.max() + 1, len(codes)
+    if min(r, k) < 2:
+        return 0.0
+    table = np.zeros((r, k))
+    np.add.at(table, (rows, columns), 1)
+    expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / n
+    phi2 = float(((table - expected) ** 2 / expected).sum() / n)
+    corrected = max(0.0, phi2 - (k - 1) * (r - 1) / (n - 1))
+    r_, k_ = r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)
+    return float(min(1.0, np.sqrt(corrected / max(min(r_, k_) - 1, 1e-12))))
+
+
+def _guessing(codes: NDArray[np.int64], truth: NDArray[Any], folds: NDArray[np.int32], chance: float) -> float:
+    names, classes = np.unique(truth, return_inverse=True)
+    if len(names) < 2 or len(codes) < 2:
+        return chance
+    guesses = np.zeros(len(codes), dtype=np.int64)
+    for fold in np.unique(folds):
+        test, train = folds == fold, folds != fold
+        if not train.any():
+            return chance
+        frequency = np.bincount(classes[train], minlength=len(names)).astype(float)
+        table: dict[int, NDArray[np.float64]] = {}
+        for code in np.unique(codes[train]):
+            table[int(code)] = np.bincount(classes[train & (codes == code)], minlength=len(names)).astype(float)
+        for position in np.flatnonzero(test):
+            counts = table.get(int(codes[position]), frequency)
+            guesses[position] = int(np.argmax(counts / np.maximum(frequency, 1)))
+    recalls = [float((guesses[classes == index] == index).mean()) for index in range(len(names))]
+    return float(np.mean(recalls))
+
+
+def refuse_planted_leaks(
+    rows: Sequence[Mapping[str, str]],
+    labels: Sequence[str | None],
+    declared: Mapping[str, Sequence[str | None]],
+    data_set: DataSetConfig,
+    config: LeaksConfig,
+) -> None:
+    """Stop at an attribute that gives the label away.
+
+    Args:
+        declared: the columns that `leaks` names and the table has, a cell an exam.
+
+    Raises:
+        PrimaError: naming the attribute, and what it copies.
+    """
+    for item in data_set.attributes:
+        values = [row.get(item.name) for row in rows]
+        for leak, cells in declared.items():
+            cells = [None if is_missing(cell, data_set.missing) else str(cell).strip().lower() for cell in cells]
+            if _same_up_to_recoding(values, cells, config.recoding_agreement):
+                raise PrimaError(
+                    f"attribute {item.name!r} says the same as the column {leak!r}, which `leaks` says gives the label "
+                    "away",
+                    mend="Remove it from data_set.attributes.",
+                )
+        if item.name in config.accept:
+            continue
+        mend = "Remove it from data_set.attributes; if it may be known at prediction time, add it to leaks.accept."
+        if isinstance(item, TextAttribute):
+            share = _share_naming(values, labels, data_set)
+            if share > config.text_share:
+                raise PrimaError(
+                    f"attribute {item.name!r}: the text names the exam's own diagnosis in {share:.1%} of the exams",
+                    mend=mend,
+                )
+        elif _tells_label(values, labels, config.recoding_agreement):
+            raise PrimaError(f"attribute {item.name!r} is a recoded copy of the diagnosis", mend=mend)
+
+
+def _same_up_to_recoding(first: Sequence[str | None], second: Sequence[str | None], agreement: float) -> bool:
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return _maps(pairs, agreement) and _maps([(b, a) for a, b in pairs], agreement)
+
+
+def _tells_label(values: Sequence[str | None], labels: Sequence[str | None], agreement: float) -> bool:
+    """True where every diagnosis has values of its own, and the values say it."""
+    pairs = [(a, b) for a, b in zip(values, labels, strict=True) if a is not None and b is not None]
+    return _maps(pairs, agreement)
+
+
+def _maps(pairs: Sequence[tuple[str, str]], agreement: float) -> bool:
+    """True where the first of a pair tells the second, better than always naming the most common one would."""
+    if len(pairs) < 20:
+        return False
+    by_value: dict[str, Counter[str]] = defaultdict(Counter)
+    for first, second in pairs:
+        by_value[first][second] += 1
+    if not 2 <= len(by_value) <= _MAX_CODES:
+        return False
+    right = sum(counts.most_common(1)[0][1] for counts in by_value.values()) / len(pairs)
+    blind = Counter(second for _, second in pairs).most_common(1)[0][1] / len(pairs)
+    return right >= agreement and blind < agreement - 0.02
+
+
+def _share_naming(values: Sequence[str | None], labels: Sequence[str | None], data_set: DataSetConfig) -> float:
+    """Share of the labelled exams with a text whose text names their own diagnosis."""
+    patterns = {
+        item.name: re.compile(
+            "|".join(rf"\b{re.escape(word)}\b" for word in (item.name, item.phrase, *item.synonyms)), re.IGNORECASE
+        )
+        for item in data_set.classes
+    }
+    texts = [
+        (text, label) for text, label in zip(values, labels, strict=True) if text is not None and label is not None
+    ]
+    return sum(bool(patterns[label].search(text)) for text, label in texts) / len(texts) if texts else 0.0
+
+
+def report(found: Sequence[Association]) -> list[dict[str, Any]]:
+    """The associations as plain data, for leaks.json."""
+    return [asdict(item) for item in found]
+
+
+def warnings(found: Sequence[Association], data_set: DataSetConfig, config: LeaksConfig) -> list[str]:
+    """What a user should read: missingness that tells the label, a block's once for all its attributes."""
+    strong = [item for item in found if item.kind != "value" and item.cramers_v >= config.warn_strength]
+    told = {item.what for item in strong if item.kind == "block missing"}
+    covered = {name for block in data_set.blocks if block.name in told for name in block.attributes}
+    return [
+        f"{'block ' if item.kind == 'block missing' else ''}{item.what}: being missing tells the diagnosis (Cramer's V {item.cramers_v:.2f}, balanced accuracy "
+        f"{item.balanced_accuracy:.2f} against {item.chance:.2f} by chance; missing in {item.share_missing:.0%})"
+        for item in strong
+        if item.kind == "block missing" or item.what not in covered
+    ]

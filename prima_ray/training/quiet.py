@@ -1,0 +1,30 @@
+"""What Ray's processes say on a user's terminal: warnings that a user can act on, and our own progress.
+
+Ray runs `quiet_worker` in every process that it starts for a job of ours (`worker_process_setup_hook`).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_LEVELS = {
+    "ray.data": logging.WARNING,
+    "ray.train.v2": logging.WARNING,
+    # Asks the dashboard whether the controller lives, once a second, and complains each time where none runs.
+    "ray.train.v2._internal.execution.controller.placement_group_cleaner": logging.ERROR,
+    "DeepSpeed": logging.WARNING,
+}
+
+
+def quiet_worker() -> None:
+    """Turn libraries' chatter in this process down to warnings."""
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def runtime_env() -> dict[str, str]:
+    """What `ray.init` is told of a job of ours."""
+    return {"worker_process_setup_hook": "prima_ray.training.quiet.quiet_worker"}
