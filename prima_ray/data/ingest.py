@@ -104,7 +104,7 @@ def cut(exams: Sequence[Exam], *, images: str, out: str, config: ImagesConfig, s
     ]
 
 
-def write_parts(parts: Sequence[Part], *, progress: Callable[[int], None]) -> list[WrittenPart]:
+def write_parts(parts: Sequence[Part], *, progress: Callable[[int], object]) -> list[WrittenPart]:
     """Write all parts by Ray Data, a task a part; results in the order of the parts.
 
     Args:

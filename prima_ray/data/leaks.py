@@ -181,8 +181,8 @@ def refuse_planted_leaks(
     """
     for item in data_set.attributes:
         values = [row.get(item.name) for row in rows]
-        for leak, cells in declared.items():
-            cells = [None if is_missing(cell, data_set.missing) else str(cell).strip().lower() for cell in cells]
+        for leak, raw in declared.items():
+            cells = [None if is_missing(cell, data_set.missing) else str(cell).strip().lower() for cell in raw]
             if _same_up_to_recoding(values, cells, config.recoding_agreement):
                 raise PrimaError(
                     f"attribute {item.name!r} says the same as the column {leak!r}, which `leaks` says gives the label "
@@ -253,8 +253,8 @@ def warnings(found: Sequence[Association], data_set: DataSetConfig, config: Leak
     told = {item.what for item in strong if item.kind == "block missing"}
     covered = {name for block in data_set.blocks if block.name in told for name in block.attributes}
     return [
-        f"{'block ' if item.kind == 'block missing' else ''}{item.what}: being missing tells the diagnosis (Cramer's V {item.cramers_v:.2f}, balanced accuracy "
-        f"{item.balanced_accuracy:.2f} against {item.chance:.2f} by chance; missing in {item.share_missing:.0%})"
+        f"{'block ' if item.kind == 'block missing' else ''}{item.what}: being missing tells the diagnosis "
+        f"(Cramer's V {item.cramers_v:.2f}, balanced accuracy {item.balanced_accuracy:.2f} against {item.chance:.2f} by chance; missing in {item.share_missing:.0%})"
         for item in strong
         if item.kind == "block missing" or item.what not in covered
     ]

@@ -142,7 +142,7 @@ def _write(config: IngestConfig, intake: Intake, run_dir: RunDir) -> list[Writte
     out = str(run_dir.path.resolve())
     parts = cut(intake.exams, images=config.source.images, out=out, config=config.images, shards=config.shards)
     with tqdm(total=len(intake.exams), desc="ingest", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
-        return write_parts(parts, progress=lambda count: bar.update(count))
+        return write_parts(parts, progress=bar.update)
 
 
 def _finish(

@@ -19,7 +19,7 @@ class _AllGather(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # Every rank's loss saw these rows as columns: the gradients of all of them belong to the row's owner.
         total = gradient.clone(memory_format=torch.contiguous_format)

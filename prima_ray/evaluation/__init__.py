@@ -1,0 +1,1 @@
+"""From predictions to figures, and to a report that can be read without them."""

@@ -1,0 +1,193 @@
+"""The predictor: a run directory and exams in, probabilities out. Plain Python, no Ray.
+
+It makes its inputs with the collator that training's own evaluation uses, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from prima_ray.base import PrimaError
+from prima_ray.data.attributes import normalise_attributes
+from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.collate import Collator
+from prima_ray.data.description import DataSetConfig
+from prima_ray.data.images import ImageRejected, decode_image
+from prima_ray.data.metadata import describe
+from prima_ray.data.schema import SHARD_SCHEMA
+from prima_ray.inference.bundle import BundleConfig, load_bundle
+from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.image_tower import ImageTower
+from prima_ray.models.text_tower import TextTower
+
+MAX_PHOTOS = 8
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked about: one to eight photos, and the attributes that are known."""
+
+    images: tuple[bytes, ...]
+    """JPEG or PNG files."""
+    attributes: Mapping[str, object]
+    """By attribute name; raw or canonical values."""
+    exam_id: str = "exam"
+
+
+class Predictor:
+    """A loaded model. Its answer for an exam does not depend on the other exams of the call."""
+
+    def __init__(self, config: BundleConfig, model: nn.Module, encoder: FeatureEncoder | None, device: str) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self._model = model.eval().to(self.device)
+        self._encoder = encoder.eval().to(self.device) if encoder else None
+        text, tokenizer = None, None
+        if encoder is not None:
+            text, tokenizer = config.text, encoder.text_tower.config.tokenizer()
+        self._collate = Collator(
+            data_set=config.data_set, seed=0, train=False, views=config.views, text=text, tokenizer=tokenizer
+        )
+
+    @classmethod
+    def load(cls, run: str | Path, *, device: str = "cpu") -> Self:
+        """Load a run of finetune (photos alone) or fuse (photos and attributes).
+
+        Raises:
+            PrimaError: no such run, a missing or damaged file, or a run of another stage.
+        """
+        folder = Path(run) / "model"
+        if not folder.is_dir():
+            raise PrimaError("no model here", where=run, mend="Name the run directory of `prima fuse` or `finetune`.")
+        bundle = load_bundle(folder)
+        parts = bundle.components
+        if bundle.config.kind == "align":
+            raise PrimaError(
+                "a run of align does not diagnose", where=run, mend="Name the run directory of `prima fuse`."
+            )
+        if bundle.config.kind == "finetune":
+            return cls(bundle.config, parts["classifier"], None, device)
+        image, text, heads = parts["image_tower"], parts["text_tower"], parts.get("heads")
+        if not isinstance(image, ImageTower) or not isinstance(text, TextTower):
+            raise PrimaError("the towers are not what config.json says", where=folder)
+        if heads is not None and not isinstance(heads, ProjectionHeads):
+            raise PrimaError("the heads are not what config.json says", where=folder)
+        return cls(bundle.config, parts["fusion"], FeatureEncoder(image, text, heads), device)
+
+    @property
+    def data_set(self) -> DataSetConfig:
+        """The description of the data set that the model was trained on."""
+        return self.config.data_set
+
+    @property
+    def uses_attributes(self) -> bool:
+        """False for a model of photos alone."""
+        return self._encoder is not None
+
+    def text(self, attributes: Mapping[str, object]) -> str | None:
+        """The text that the model reads for these attributes; None for a model of photos alone."""
+        if self.config.text is None:
+            return None
+        return describe(normalise_attributes(self.data_set, attributes), self.data_set, self.config.text)
+
+    def predict(
+        self, exams: Sequence[Exam], *, masked: Collection[str] = (), batch_size: int = 16
+    ) -> NDArray[np.float64]:
+        """Probabilities of the diagnoses, (N, C) in the order of the data set's classes.
+
+        Args:
+            masked: attributes that are treated as missing for every exam.
+            batch_size: exams a forward pass.
+
+        Raises:
+            PrimaError: an exam without photos or with too many, an unusable photo, an unknown or impossible attribute.
+        """
+        tables = (exam_table([exam], self.data_set) for exam in exams)
+        return self.predict_tables(_batched(tables, batch_size), masked=masked)
+
+    def predict_tables(self, tables: Iterator[pa.Table], *, masked: Collection[str] = ()) -> NDArray[np.float64]:
+        """The same for tables with the columns of the shard schema, a batch a table."""
+        found = [self.predict_batch(self._collated(table, masked)) for table in tables]
+        if not found:
+            return np.zeros((0, len(self.data_set.classes)))
+        return np.concatenate(found)
+
+    def _collated(self, table: pa.Table, masked: Collection[str]) -> ImageTextBatch:
+        collate = self._collate
+        if masked and collate.text is not None:
+            text = collate.text.model_copy(update={"masked": (*collate.text.masked, *sorted(masked))})
+            collate = replace(collate, text=text)
+        return collate(table)
+
+    @torch.inference_mode()
+    def predict_batch(self, batch: ImageTextBatch) -> NDArray[np.float64]:
+        """Probabilities (N, C) of a collated batch."""
+        batch = batch.to(self.device)
+        if self._encoder is not None:
+            seen = self._encoder(batch)
+            batch = replace(
+                batch,
+                image_cls=seen["image_cls"],
+                image_seq=seen["image_seq"],
+                text_cls=seen["text_cls"],
+                text_seq=seen["text_seq"],
+            )
+        logits: Tensor = self._model(batch)["logits"]
+        probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
+        return probabilities
+
+
+def exam_table(exams: Sequence[Exam], data_set: DataSetConfig) -> pa.Table:
+    """Exams as rows of the shard schema, photos upright and checked.
+
+    Raises:
+        PrimaError: see `Predictor.predict`.
+    """
+    rows = []
+    for exam in exams:
+        if not exam.images:
+            raise PrimaError("an exam needs at least one photo", where=exam.exam_id)
+        if len(exam.images) > MAX_PHOTOS:
+            raise PrimaError(f"{len(exam.images)} photos, at most {MAX_PHOTOS} are read", where=exam.exam_id)
+        rows.append(
+            {
+                "exam_id": exam.exam_id,
+                "patient_id": None,
+                "images": [_photo(data, number, exam.exam_id) for number, data in enumerate(exam.images, start=1)],
+                "attributes": sorted(normalise_attributes(data_set, exam.attributes).items()),
+                "label": None,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+
+
+def _photo(data: bytes, number: int, exam_id: str) -> dict[str, object]:
+    try:
+        decode_image(data)
+    except ImageRejected as error:
+        raise PrimaError(f"photo {number} cannot be used: {error.detail} ({error.reason})", where=exam_id) from None
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    return {"image_id": f"photo {number}", "bytes": data, "width": width, "height": height}
+
+
+def _batched(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if len(waiting) == size:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
