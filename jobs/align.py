@@ -1,4 +1,4 @@
-"""Entry point of `ray job submit -- python jobs/align.py CONFIG [--set key=value]`: the same arguments as `prima align`."""
+"""`ray job submit -- python jobs/align.py CONFIG [--set key=value]`: the same arguments as `prima align`."""
 
 import sys
 

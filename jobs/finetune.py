@@ -1,4 +1,4 @@
-"""Entry point of `ray job submit -- python jobs/finetune.py CONFIG [--set key=value]`: the same arguments as `prima finetune`."""
+"""`ray job submit -- python jobs/finetune.py CONFIG [--set key=value]`: the same arguments as `prima finetune`."""
 
 import sys
 

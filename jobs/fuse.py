@@ -1,4 +1,4 @@
-"""Entry point of `ray job submit -- python jobs/fuse.py CONFIG [--set key=value]`: the same arguments as `prima fuse`."""
+"""`ray job submit -- python jobs/fuse.py CONFIG [--set key=value]`: the same arguments as `prima fuse`."""
 
 import sys
 

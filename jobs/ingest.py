@@ -1,4 +1,4 @@
-"""Entry point of `ray job submit -- python jobs/ingest.py CONFIG [--set key=value]`: the same arguments as `prima ingest`."""
+"""`ray job submit -- python jobs/ingest.py CONFIG [--set key=value]`: the same arguments as `prima ingest`."""
 
 import sys
 

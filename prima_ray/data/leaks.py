@@ -70,11 +70,15 @@ def associations(
         masks[item.name] = np.array([value is None for value in values], dtype=bool)
         codes = _codes(values, numeric=isinstance(item, NumericAttribute))
         if not isinstance(item, TextAttribute):
-            found.append(_measure(item.name, "value", codes, truth, mine, ~masks[item.name], chance))
-        found.append(_measure(item.name, "missing", masks[item.name].astype(int), truth, mine, None, chance))
+            found.append(
+                _measure(item.name, "value", codes, truth=truth, folds=mine, present=~masks[item.name], chance=chance)
+            )
+        absent = masks[item.name].astype(int)
+        found.append(_measure(item.name, "missing", absent, truth=truth, folds=mine, present=None, chance=chance))
     for name, members in _blocks(masks, data_set).items():
         together = np.logical_and.reduce([masks[member] for member in members])
-        found.append(_measure(name, "block missing", together.astype(int), truth, mine, None, chance))
+        codes = together.astype(int)
+        found.append(_measure(name, "block missing", codes, truth=truth, folds=mine, present=None, chance=chance))
     return sorted(found, key=lambda item: (-item.cramers_v, item.what, item.kind))
 
 
@@ -105,6 +109,7 @@ def _measure(
     what: str,
     kind: Kind,
     codes: NDArray[np.int64],
+    *,
     truth: NDArray[Any],
     folds: NDArray[np.int32],
     present: NDArray[np.bool_] | None,
@@ -254,7 +259,8 @@ def warnings(found: Sequence[Association], data_set: DataSetConfig, config: Leak
     covered = {name for block in data_set.blocks if block.name in told for name in block.attributes}
     return [
         f"{'block ' if item.kind == 'block missing' else ''}{item.what}: being missing tells the diagnosis "
-        f"(Cramer's V {item.cramers_v:.2f}, balanced accuracy {item.balanced_accuracy:.2f} against {item.chance:.2f} by chance; missing in {item.share_missing:.0%})"
+        f"(Cramer's V {item.cramers_v:.2f}, balanced accuracy {item.balanced_accuracy:.2f} against {item.chance:.2f} "
+        f"by chance; missing in {item.share_missing:.0%})"
         for item in strong
         if item.kind == "block missing" or item.what not in covered
     ]

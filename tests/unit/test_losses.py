@@ -211,9 +211,9 @@ def test_a_batch_of_padding_is_zero_with_zero_gradients(dtype: torch.dtype):
 def test_texts_of_fewer_than_two_tokens_count_zero(dtype: torch.dtype, num_tokens: int):
     mask = (torch.arange(L) < num_tokens).expand(3, L)
     local, loc_dir = all_losses(dtype, 3, mask=mask)[2:4]
-    assert float(local[0]) == 0
+    assert local[0].item() == 0
     assert all(not gradient.any() for gradient in local[1] if gradient is not None)
-    assert (float(loc_dir[0]) == 0) == (num_tokens == 0)
+    assert (loc_dir[0].item() == 0) == (num_tokens == 0)
     assert all(gradient.isfinite().all() for gradient in loc_dir[1] if gradient is not None)
 
 
