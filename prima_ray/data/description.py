@@ -6,6 +6,7 @@ and every trained model keeps one beside its weights.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -46,6 +47,14 @@ class _Attribute(StrictConfig):
     def table_column(self) -> str:
         return self.column or self.name
 
+    @model_validator(mode="after")
+    def _spellings(self) -> Self:
+        for spelling, value in self.synonyms.items():
+            folded = {key.lower() for key in self.synonyms}
+            if value.lower() in folded and value.lower() != spelling.lower():
+                raise ValueError(f"synonym {spelling!r} leads to {value!r}, which is a synonym itself")
+        return self
+
 
 class CategoricalAttribute(_Attribute):
     """One of a few unordered values."""
@@ -54,6 +63,11 @@ class CategoricalAttribute(_Attribute):
     values: dict[str, str] = Field(default_factory=dict)
     """Allowed value -> its words in the text. Empty: every value is allowed and read as lower-case words."""
 
+    @model_validator(mode="after")
+    def _closed(self) -> Self:
+        _check_values(self.values, self.synonyms)
+        return self
+
 
 class OrdinalAttribute(_Attribute):
     """One of a few ordered values."""
@@ -61,6 +75,11 @@ class OrdinalAttribute(_Attribute):
     kind: Literal["ordinal"]
     values: dict[str, str] = Field(min_length=2)
     """Allowed value, from least to most -> its words in the text."""
+
+    @model_validator(mode="after")
+    def _closed(self) -> Self:
+        _check_values(self.values, self.synonyms)
+        return self
 
 
 class BooleanAttribute(_Attribute):
@@ -79,12 +98,17 @@ class NumericAttribute(_Attribute):
     unit: str | None = None
     minimum: float
     maximum: float
-    decimals: int = Field(default=0, ge=0, le=6)
+    decimals: int | None = Field(default=None, ge=0, le=6)
+    """Numbers are rounded to so many; `null` keeps what the table has, up to six."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.minimum >= self.maximum:
+        if not self.minimum < self.maximum:
             raise ValueError(f"minimum {self.minimum:g} is not below maximum {self.maximum:g}")
+        for key, limit in (("minimum", self.minimum), ("maximum", self.maximum)):
+            # A value that is rounded out of its range would be refused the next time it is read.
+            if self.decimals is not None and math.isfinite(limit) and round(limit, self.decimals) != limit:
+                raise ValueError(f"{key} {limit:g} has more than the {self.decimals} decimals that are kept")
         return self
 
 
@@ -99,6 +123,14 @@ AttributeConfig = Annotated[
     CategoricalAttribute | OrdinalAttribute | BooleanAttribute | NumericAttribute | TextAttribute,
     Field(discriminator="kind"),
 ]
+
+
+def _check_values(values: dict[str, str], synonyms: dict[str, str]) -> None:
+    folded = [value.lower() for value in values]
+    _unique("value (case is ignored)", folded)
+    for spelling, value in synonyms.items():
+        if values and value.lower() not in folded:
+            raise ValueError(f"synonym {spelling!r} leads to {value!r}, which is none of {', '.join(values)}")
 
 
 class BlockConfig(StrictConfig):
@@ -128,6 +160,10 @@ class DataSetConfig(StrictConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _unique("class", [item.name for item in self.classes])
+        _unique(
+            "the spelling of a class (case is ignored)",
+            [text for item in self.classes for text in {item.name.lower(), *(word.lower() for word in item.synonyms)}],
+        )
         _unique("attribute", [item.name for item in self.attributes])
         _unique("block", [item.name for item in self.blocks])
         names = {item.name for item in self.attributes}

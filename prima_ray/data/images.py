@@ -11,20 +11,15 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from prima_ray.data.rejection import RecordRejected
+
 FORMATS = ("JPEG", "PNG")
 MAX_PIXELS = 50_000_000
+_EIGHT_OF_SIXTEEN = np.round(np.arange(65536) / 257).astype(np.uint8)
 
 
-class ImageRejected(Exception):  # noqa: N818 - an outcome with a reason, not a fault
-    """A photo that cannot be used: a short fixed reason and what was seen."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+class ImageRejected(RecordRejected):
+    """A photo that cannot be used."""
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int | None = None) -> Image.Image:
@@ -40,7 +35,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int |
     """
     if not data:
         raise ImageRejected("empty_file", "0 bytes")
-    image = _open(data)
+    image = _open(data, max_pixels)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageRejected("too_many_pixels", f"{width} x {height} pixels, at most {max_pixels} are read")
@@ -51,23 +46,38 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int |
             image.draft(image.mode, (max(1, int(width * scale)), max(1, int(height * scale))))
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageRejected("truncated_image", str(error)) from None
-    return _to_rgb(ImageOps.exif_transpose(image))
+        image = _to_rgb(_upright(image))
+    except Exception as error:
+        # PIL's parsers raise whatever a broken file makes of their assumptions: struct.error, KeyError, zlib.error.
+        raise ImageRejected("truncated_image", str(error) or type(error).__name__) from None
+    # Nothing of the file but its pixels goes on: PIL would write a comment into the next file.
+    image.info.clear()
+    return image
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
         # PIL's own limit warns; ours, on the size, decides.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise ImageRejected("too_many_pixels", str(error)) from None
+        except Image.DecompressionBombError:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise ImageRejected(
+                "too_many_pixels", f"more than {limit} pixels, at most {min(limit, max_pixels)} are read"
+            ) from None
         except UnidentifiedImageError:
             raise ImageRejected("not_an_image", f"neither JPEG nor PNG ({len(data)} bytes)") from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ImageRejected("truncated_image", str(error)) from None
+        except Exception as error:
+            raise ImageRejected("truncated_image", str(error) or type(error).__name__) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # A damaged EXIF block says nothing about orientation; the photo itself may be fine.
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -75,9 +85,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         # 16-bit grey: PIL's own conversion cuts at 255 instead of scaling.
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255 or image.mode.startswith("I;16") else 255.0
-        image = Image.fromarray(np.clip(values / top * 255.0, 0, 255).round().astype(np.uint8))
+        image = Image.fromarray(_EIGHT_OF_SIXTEEN[np.clip(np.asarray(image), 0, 65535).astype(np.uint16)])
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         # What is transparent shows white, as on a page.
         layer = image.convert("RGBA")

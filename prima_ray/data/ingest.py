@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import pickle
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,13 +23,14 @@ from pyarrow import fs as pafs
 from pydantic import Field
 
 from prima_ray.base import StrictConfig, canonical_json, hash_json
-from prima_ray.data.images import MAX_PIXELS, ImageRejected, decode_image, encode_image
+from prima_ray.data.images import FORMATS, MAX_PIXELS, ImageRejected, decode_image, encode_image
 from prima_ray.data.near_duplicates import perceptual_hash
-from prima_ray.data.schema import SHARD_SCHEMA, ShardFile, join, open_filesystem
+from prima_ray.data.schema import SCHEMA_VERSION, SHARD_SCHEMA, ShardFile, join, open_filesystem
 from prima_ray.data.sources import Exam, Rejected
 
-_ORIENTATION = 0x0112
 MARKERS = "_parts"
+_DESCRIPTIVE = {"exif", "xmp", "photoshop", "comment", "flashpix", "mp"}
+"""What PIL finds in a JPEG that may tell about a patient, or show another picture."""
 
 
 class ImagesConfig(StrictConfig):
@@ -37,7 +39,7 @@ class ImagesConfig(StrictConfig):
     max_side: int | None = Field(default=1024, ge=16)
     """Longer photos are shrunk; `null` keeps every size."""
     quality: int = Field(default=92, ge=50, le=100)
-    """JPEG quality of photos that are written anew. Upright RGB JPEGs without EXIF keep their own bytes."""
+    """JPEG quality of photos that are written anew. RGB JPEGs with nothing but the picture keep their own bytes."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """A photo with more is rejected before it is decoded."""
     max_bytes: int = Field(default=100_000_000, ge=1)
@@ -77,7 +79,7 @@ class Part:
                 self.images,
                 self.config.model_dump(mode="json"),
                 self.rows_per_group,
-                SHARD_SCHEMA.to_string(),
+                SCHEMA_VERSION,
             ]
         )
 
@@ -104,6 +106,15 @@ def cut(exams: Sequence[Exam], *, images: str, out: str, config: ImagesConfig, s
     ]
 
 
+def write_parts_here(parts: Sequence[Part], *, progress: Callable[[int], object]) -> list[WrittenPart]:
+    """Write all parts in this process, one after the other: see `write_parts`."""
+    written = []
+    for part in parts:
+        written.append(write_part(part))
+        progress(len(part.exams))
+    return written
+
+
 def write_parts(parts: Sequence[Part], *, progress: Callable[[int], object]) -> list[WrittenPart]:
     """Write all parts by Ray Data, a task a part; results in the order of the parts.
 
@@ -114,10 +125,12 @@ def write_parts(parts: Sequence[Part], *, progress: Callable[[int], object]) -> 
 
     if not parts:
         return []
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Only now: importing ray.data sets its loggers up.
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with ray.data.DataContext.current(context):
         dataset = ray.data.from_items(
             [{"number": part.number, "part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts)
@@ -147,7 +160,8 @@ def write_part(part: Part) -> WrittenPart:
     exam_ids: list[str] = []
     photos: list[tuple[str, str, int]] = []
     rejected: list[Rejected] = []
-    temporary = join(root, f"_{part.name}.tmp")
+    # A name of its own: a task that Ray tries again may find the first attempt still writing.
+    temporary = join(root, f"_{part.name}.{uuid.uuid4().hex[:8]}.tmp")
     sink = _HashingSink(filesystem.open_output_stream(temporary))
     with pq.ParquetWriter(pa.PythonFile(sink, "w"), SHARD_SCHEMA, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
@@ -188,7 +202,7 @@ def _read_marker(filesystem: pafs.FileSystem, marker: str, part: Part, root: str
             body = json.loads(stream.read().decode())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    if body.pop("key", None) != part.key:
+    if not isinstance(body, dict) or body.pop("key", None) != part.key:
         return None
     file = ShardFile.model_validate(body.pop("file"))
     info = filesystem.get_file_info(join(root, part.name))
@@ -245,23 +259,23 @@ def read_photo(filesystem: pafs.FileSystem, path: str, config: ImagesConfig) -> 
             raise ImageRejected("too_many_bytes", f"{size} bytes, at most {config.max_bytes} are read")
         with filesystem.open_input_stream(path) as stream:
             data = stream.read()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ImageRejected("unreadable_file", str(error)) from None
-    image = decode_image(data, max_pixels=config.max_pixels)
+    image = decode_image(data, max_pixels=config.max_pixels, draft_side=config.max_side)
     value = perceptual_hash(image)
-    if _as_it_should_be(data, image, config):
+    if _as_it_should_be(data, config):
         return data, image.width, image.height, value
     return *encode_image(image, max_side=config.max_side, quality=config.quality), value
 
 
-def _as_it_should_be(data: bytes, image: Image.Image, config: ImagesConfig) -> bool:
-    """True for an RGB JPEG without EXIF (which may hold a name, a place, an orientation) of a fitting size."""
-    with Image.open(io.BytesIO(data)) as original:
+def _as_it_should_be(data: bytes, config: ImagesConfig) -> bool:
+    """True for an RGB JPEG of a fitting size without EXIF and its like, which may hold a name, a place, a rotation."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as original:
         return (
             original.format == "JPEG"
             and original.mode == "RGB"
-            and not original.getexif()
-            and (config.max_side is None or max(image.size) <= config.max_side)
+            and not _DESCRIPTIVE & set(original.info)
+            and (config.max_side is None or max(original.size) <= config.max_side)
         )
 
 

@@ -18,11 +18,20 @@ from pydantic import Field
 
 from prima_ray.base import PrimaError, StrictConfig
 from prima_ray.data.attributes import is_missing
-from prima_ray.data.description import DataSetConfig, NumericAttribute, TextAttribute
+from prima_ray.data.description import (
+    AttributeConfig,
+    CategoricalAttribute,
+    ClassConfig,
+    DataSetConfig,
+    NumericAttribute,
+    TextAttribute,
+)
 
 Kind = Literal["value", "missing", "block missing"]
 _MAX_CODES = 50
 """A recoding has few values; an identifier, which also tells everything, has many."""
+_MIN_EXAMS = 10
+"""Fewer agree by chance."""
 
 
 class LeaksConfig(StrictConfig):
@@ -34,8 +43,10 @@ class LeaksConfig(StrictConfig):
     """Share of exams on which an attribute must agree with a recoding of the label, or of a leak, to be one."""
     text_share: float = Field(default=0.02, gt=0, le=1)
     """Share of exams whose free text may name their own diagnosis."""
-    warn_strength: float = Field(default=0.4, gt=0, le=1)
+    warn_missing: float = Field(default=0.4, gt=0, le=1)
     """Cramer's V of missingness with the label from which a warning is printed."""
+    warn_value: float = Field(default=0.65, gt=0, le=1)
+    """Cramer's V of a value with the label from which a warning is printed."""
 
 
 @dataclass(frozen=True)
@@ -197,67 +208,110 @@ def refuse_planted_leaks(
         if item.name in config.accept:
             continue
         mend = "Remove it from data_set.attributes; if it may be known at prediction time, add it to leaks.accept."
-        if isinstance(item, TextAttribute):
-            share = _share_naming(values, labels, data_set)
-            if share > config.text_share:
-                raise PrimaError(
-                    f"attribute {item.name!r}: the text names the exam's own diagnosis in {share:.1%} of the exams",
-                    mend=mend,
-                )
-        elif _tells_label(values, labels, config.recoding_agreement):
+        if _is_free_text(item) and (share := _share_naming(values, labels, data_set)) > config.text_share:
+            raise PrimaError(
+                f"attribute {item.name!r}: the text names the exam's own diagnosis in {share:.1%} of the exams",
+                mend=mend,
+            )
+        if _copies_label(values, labels, config.recoding_agreement):
             raise PrimaError(f"attribute {item.name!r} is a recoded copy of the diagnosis", mend=mend)
 
 
 def _same_up_to_recoding(first: Sequence[str | None], second: Sequence[str | None], agreement: float) -> bool:
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if len(pairs) >= _MIN_EXAMS and len({a for a, _ in pairs}) > _MAX_CODES:
+        # Too many values to be a recoding, but a date or a number may be copied as it is.
+        return sum(_plain(a) == _plain(b) for a, b in pairs) / len(pairs) >= agreement
     return _maps(pairs, agreement) and _maps([(b, a) for a, b in pairs], agreement)
 
 
-def _tells_label(values: Sequence[str | None], labels: Sequence[str | None], agreement: float) -> bool:
-    """True where every diagnosis has values of its own, and the values say it."""
+def _plain(text: str) -> str:
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text.strip().lower()
+
+
+def _copies_label(values: Sequence[str | None], labels: Sequence[str | None], agreement: float) -> bool:
+    """True where the values say the diagnosis, or the diagnosis fixes the value (as it fixes "malignant: yes")."""
     pairs = [(a, b) for a, b in zip(values, labels, strict=True) if a is not None and b is not None]
-    return _maps(pairs, agreement)
+    return _maps(pairs, agreement) or _maps([(b, a) for a, b in pairs], agreement)
 
 
 def _maps(pairs: Sequence[tuple[str, str]], agreement: float) -> bool:
-    """True where the first of a pair tells the second, better than always naming the most common one would."""
-    if len(pairs) < 20:
+    """True where the first of a pair tells the second, better than always naming the most common one would.
+
+    A pair is judged by the others with the same first: a value that occurs once tells nothing, so that an age in
+    years is no recoding in a small data set.
+    """
+    if len(pairs) < _MIN_EXAMS:
         return False
     by_value: dict[str, Counter[str]] = defaultdict(Counter)
     for first, second in pairs:
         by_value[first][second] += 1
     if not 2 <= len(by_value) <= _MAX_CODES:
         return False
-    right = sum(counts.most_common(1)[0][1] for counts in by_value.values()) / len(pairs)
+    right = 0
+    for counts in by_value.values():
+        (_, most), *others = counts.most_common(2)
+        right += most if most > max(1, *(count for _, count in others)) else 0
     blind = Counter(second for _, second in pairs).most_common(1)[0][1] / len(pairs)
-    return right >= agreement and blind < agreement - 0.02
+    return right / len(pairs) >= agreement and blind < agreement - 0.02
+
+
+def _is_free_text(item: AttributeConfig) -> bool:
+    return isinstance(item, TextAttribute) or (isinstance(item, CategoricalAttribute) and not item.values)
 
 
 def _share_naming(values: Sequence[str | None], labels: Sequence[str | None], data_set: DataSetConfig) -> float:
     """Share of the labelled exams with a text whose text names their own diagnosis."""
-    patterns = {
-        item.name: re.compile(
-            "|".join(rf"\b{re.escape(word)}\b" for word in (item.name, item.phrase, *item.synonyms)), re.IGNORECASE
-        )
-        for item in data_set.classes
-    }
+    patterns = {item.name: _naming(item) for item in data_set.classes}
     texts = [
         (text, label) for text, label in zip(values, labels, strict=True) if text is not None and label is not None
     ]
     return sum(bool(patterns[label].search(text)) for text, label in texts) / len(texts) if texts else 0.0
 
 
-def report(found: Sequence[Association]) -> list[dict[str, Any]]:
-    """The associations as plain data, for leaks.json."""
-    return [asdict(item) for item in found]
+def _naming(item: ClassConfig) -> re.Pattern[str]:
+    """Finds a class's name, phrase or synonyms as whole words; a plural is found, a space may be a hyphen."""
+    words = (r"[\s_-]+".join(map(re.escape, text.split())) for text in (item.name, item.phrase, *item.synonyms))
+    return re.compile("|".join(rf"(?<!\w){word}s?(?!\w)" for word in words), re.IGNORECASE)
 
 
-def warnings(found: Sequence[Association], data_set: DataSetConfig, config: LeaksConfig) -> list[str]:
-    """What a user should read: missingness that tells the label, a block's once for all its attributes."""
-    strong = [item for item in found if item.kind != "value" and item.cramers_v >= config.warn_strength]
+def naming_texts(
+    rows: Sequence[Mapping[str, str]], labels: Sequence[str | None], data_set: DataSetConfig
+) -> dict[str, float]:
+    """Free-text attributes that name some exam's own diagnosis -> the share of labelled texts that do."""
+    shares = {
+        item.name: _share_naming([row.get(item.name) for row in rows], labels, data_set)
+        for item in data_set.attributes
+        if _is_free_text(item)
+    }
+    return {name: share for name, share in shares.items() if share}
+
+
+def report(found: Sequence[Association], naming: Mapping[str, float]) -> dict[str, Any]:
+    """What leaks.json holds: every association, and the texts that name the diagnosis."""
+    return {"associations": [asdict(item) for item in found], "texts_naming_the_diagnosis": dict(naming)}
+
+
+def warnings(
+    found: Sequence[Association], naming: Mapping[str, float], data_set: DataSetConfig, config: LeaksConfig
+) -> list[str]:
+    """What a user should read: values that tell the label, and missingness, a block's once for all its attributes."""
+    values = [
+        f"{item.what}: its value tells the diagnosis (Cramer's V {item.cramers_v:.2f}, balanced accuracy "
+        f"{item.balanced_accuracy:.2f} against {item.chance:.2f} by chance)"
+        for item in found
+        if item.kind == "value" and item.cramers_v >= config.warn_value and item.what not in config.accept
+    ]
+    strong = [item for item in found if item.kind != "value" and item.cramers_v >= config.warn_missing]
     told = {item.what for item in strong if item.kind == "block missing"}
     covered = {name for block in data_set.blocks if block.name in told for name in block.attributes}
-    return [
+    texts = [
+        f"{name}: the text names the exam's own diagnosis in {share:.1%} of the exams" for name, share in naming.items()
+    ]
+    return [*texts, *values] + [
         f"{'block ' if item.kind == 'block missing' else ''}{item.what}: being missing tells the diagnosis "
         f"(Cramer's V {item.cramers_v:.2f}, balanced accuracy {item.balanced_accuracy:.2f} against {item.chance:.2f} "
         f"by chance; missing in {item.share_missing:.0%})"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from prima_ray.base import StrictConfig
 
@@ -18,10 +19,10 @@ _BITS = 64
 class NearDuplicatesConfig(StrictConfig):
     """What counts as a near-duplicate."""
 
-    max_distance: int = 3
-    """Bits of the 64-bit perceptual hash that may differ; pairs up to 3 are found exactly."""
-    max_pairs: int = 10_000
-    """How many pairs are listed; all are counted up to here."""
+    max_distance: int = Field(default=3, ge=0, le=7)
+    """Bits of the 64-bit perceptual hash that may differ. Every pair is found; more bits take longer."""
+    max_pairs: int = Field(default=10_000, ge=1)
+    """The search ends at so many pairs."""
 
 
 def perceptual_hash(image: Image.Image) -> int:
@@ -42,18 +43,21 @@ def find_near_duplicates(
     """
     bands = config.max_distance + 1
     edges = [round(index * _BITS / bands) for index in range(bands + 1)]
+    values = np.array(hashes, dtype=np.uint64)
+    _, patients = np.unique(np.array(patient_ids, dtype=str), return_inverse=True)
     found: dict[tuple[int, int], int] = {}
     for low, high in pairwise(edges):
         buckets: dict[int, list[int]] = defaultdict(list)
         mask = (1 << (high - low)) - 1
         for position, value in enumerate(hashes):
             buckets[(value >> low) & mask].append(position)
-        for members in buckets.values():
-            for first, second in combinations(members, 2):
-                if patient_ids[first] == patient_ids[second] or (first, second) in found:
-                    continue
-                distance = (hashes[first] ^ hashes[second]).bit_count()
-                if distance <= config.max_distance:
+        for bucket in buckets.values():
+            members = np.array(bucket)
+            for index, first in enumerate(bucket[:-1]):
+                others = members[index + 1 :]
+                distances = np.bitwise_count(values[others] ^ values[first])
+                alike = (distances <= config.max_distance) & (patients[others] != patients[first])
+                for second, distance in zip(others[alike].tolist(), distances[alike].tolist(), strict=True):
                     found[first, second] = distance
                     if len(found) >= config.max_pairs:
                         return _listed(found, image_ids, patient_ids)

@@ -19,6 +19,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 FOLDS = "folds.parquet"
 QUARANTINE = "quarantine.parquet"
+LEAKS = "leaks.json"
+NEAR_DUPLICATES = "near_duplicates.json"
 
 IMAGE_TYPE = pa.struct(
     [("image_id", pa.string()), ("bytes", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
@@ -114,6 +116,10 @@ def read_manifest(shards: str) -> Manifest:
         raise PrimaError(
             "no finished shard folder here (manifest.json is missing)", where=shards, mend="Run `prima ingest` first."
         ) from None
+    except OSError as error:
+        raise PrimaError(f"cannot be read ({' '.join(str(error).split())})", where=where) from None
+    except UnicodeDecodeError:
+        raise PrimaError("not valid JSON (it is not UTF-8 text)", where=where) from None
     return parse_manifest(text, where=where)
 
 

@@ -1,30 +1,29 @@
 """Raw data sets -> exams: a table whose rows name photos, and the folder the photos are in.
 
-Everything here is light: the table's cells and the folder's listing, never a photo's bytes. A data set in this shape
-needs a YAML and no code; another format (DICOM, nested JSON) is a reader here that ends in `Intake`.
+Everything here is light: the table's cells and the folder's listing, never a photo's bytes. Nothing is lost: a row
+becomes a photo of an exam or a `Rejected`, and a photo that no row names becomes a `Rejected` as well. A data set in
+this shape needs a YAML and no code; another format (DICOM, nested JSON) is a reader here that ends in `Intake`.
 """
 
 from __future__ import annotations
 
-import difflib
-import posixpath
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 from pydantic import Field
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig
-from prima_ray.data.attributes import AttributeRejected, is_missing, normalise_value
+from prima_ray.data.attributes import is_missing, normalise_value
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.schema import open_filesystem
+from prima_ray.data.photo_folder import PhotoFile, PhotoFolder, list_photos
+from prima_ray.data.rejection import RecordRejected
+from prima_ray.data.tables import read_table
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_log = logging.getLogger(__name__)
 
 
 class ColumnsConfig(StrictConfig):
@@ -46,6 +45,12 @@ class SourceConfig(StrictConfig):
     images: InputPath
     """A folder. An image id names a file in it by its stem, whatever the extension; it may name subfolders."""
     columns: ColumnsConfig
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Between a text table's cells; `null`: a tab in .tsv files, else a comma."""
+    encoding: str = "utf8"
+    """Of a text table."""
+    follow_links: bool = False
+    """Take photos that are links to elsewhere, on a local disk. Without it a link cannot lead out of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,11 @@ class Photo:
 
     image_id: str
     path: str
+    """Relative to the folder of the photos."""
     row: int
+    size: int
+    modified_ns: int
+    """With the size: a photo that was replaced is read again when an ingest is taken up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,97 +101,6 @@ class Intake:
     table: pa.Table
     num_inconsistent: int = 0
     """Exams whose rows disagree on an attribute; the first row that has a value counts."""
-    used_rows: list[int] = field(default_factory=list)
-
-
-def read_table(path: str) -> pa.Table:
-    """A table with every cell as text; null where empty.
-
-    Raises:
-        PrimaError: no such file, an unreadable one, or one without rows.
-    """
-    filesystem, inner = open_filesystem(path)
-    try:
-        if inner.endswith((".parquet", ".pq")):
-            table = pq.read_table(inner, filesystem=filesystem)
-        else:
-            table = _read_delimited(filesystem, inner)
-    except FileNotFoundError:
-        raise PrimaError("no such table", where=path, mend="Check source.table.") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise PrimaError(f"cannot be read as a table ({error})", where=path) from None
-    if not table.num_rows:
-        raise PrimaError("the table has no rows", where=path)
-    return table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
-
-
-def _read_delimited(filesystem: pafs.FileSystem, path: str) -> pa.Table:
-    delimiter = "\t" if path.endswith((".tsv", ".tab")) else ","
-    with filesystem.open_input_stream(path) as stream:
-        header = stream.read(1 << 20).split(b"\n", 1)[0].decode("utf-8-sig").strip("\r")
-    names = next(iter(_csv_rows([header], delimiter)), [])
-    with filesystem.open_input_stream(path) as stream:
-        return pa_csv.read_csv(
-            stream,
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
-            ),
-        )
-
-
-def _csv_rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
-    import csv
-
-    return csv.reader(lines, delimiter=delimiter)
-
-
-def list_images(folder: str) -> dict[str, list[str]]:
-    """Stem (with subfolders, ``/`` between) -> paths relative to the folder, of all JPEG and PNG files.
-
-    Raises:
-        PrimaError: no such folder.
-    """
-    filesystem, root = open_filesystem(folder)
-    root = root.rstrip("/")
-    try:
-        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (FileNotFoundError, NotADirectoryError):
-        raise PrimaError("no such folder", where=folder, mend="Check source.images.") from None
-    found: dict[str, list[str]] = defaultdict(list)
-    for info in infos:
-        if info.type == pafs.FileType.File and info.path.lower().endswith(IMAGE_SUFFIXES):
-            relative = info.path[len(root) + 1 :]
-            found[posixpath.splitext(relative)[0]].append(relative)
-    return dict(found)
-
-
-def check_columns(table: pa.Table, columns: ColumnsConfig, data_set: DataSetConfig, *, where: str) -> None:
-    """Every column that the config names must be there.
-
-    Raises:
-        PrimaError: naming the first that is not, and the nearest that is.
-    """
-    wanted = {
-        "source.columns.patient": columns.patient,
-        **{f"source.columns.exam[{index}]": name for index, name in enumerate(columns.exam)},
-        "source.columns.image": columns.image,
-        **({"source.columns.label": columns.label} if columns.label else {}),
-        **{f"data_set.attributes: {item.name}": item.table_column for item in data_set.attributes},
-    }
-    for key, name in wanted.items():
-        if name not in table.column_names:
-            near = difflib.get_close_matches(name, table.column_names, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The table has {', '.join(table.column_names)}."
-            raise PrimaError(f"the table has no column {name!r} ({key})", where=where, mend=hint)
-    if columns.label:
-        for item in data_set.attributes:
-            if item.table_column == columns.label:
-                raise PrimaError(
-                    f"attribute {item.name!r} reads the label's column {columns.label!r}",
-                    where=where,
-                    mend="Remove it from data_set.attributes.",
-                )
 
 
 def read_source(source: SourceConfig, data_set: DataSetConfig) -> Intake:
@@ -191,32 +109,56 @@ def read_source(source: SourceConfig, data_set: DataSetConfig) -> Intake:
     Raises:
         PrimaError: the table or folder cannot be read, or a column is missing.
     """
-    table = read_table(source.table)
-    check_columns(table, source.columns, data_set, where=source.table)
-    files = list_images(source.images)
-    reader = _RowReader(source.columns, data_set, files)
-    for number, cells in enumerate(_rows(table, source.columns, data_set), start=1):
-        reader.take(number, cells)
+    wanted = wanted_columns(source.columns, data_set)
+    table = read_table(
+        source.table, wanted, optional=data_set.leaks, delimiter=source.delimiter, encoding=source.encoding
+    )
+    _warn_of_absent_leaks(table, data_set)
+    folder = list_photos(source.images, follow_links=source.follow_links)
+    reader = _RowReader(source.columns, data_set, folder)
+    number = 0
+    for batch in table.select(list(dict.fromkeys(wanted.values()))).to_batches(max_chunksize=4096):
+        for cells in batch.to_pylist():
+            number += 1
+            reader.take(number, cells)
     reader.reject_conflicts()
-    reader.reject_files_without_row()
+    reader.reject_photos_without_row()
     exams = sorted(reader.exams(), key=lambda exam: exam.exam_id)
     return Intake(
         exams=exams,
         rejected=sorted(reader.rejected, key=lambda item: (item.row is None, item.row or 0, item.image_id or "")),
         num_rows=table.num_rows,
-        num_files=sum(len(paths) for paths in files.values()),
+        num_files=sum(1 for _ in folder.photos),
         table=table,
         num_inconsistent=reader.num_inconsistent,
-        used_rows=sorted(photo.row for exam in exams for photo in exam.photos),
     )
 
 
-def _rows(table: pa.Table, columns: ColumnsConfig, data_set: DataSetConfig) -> Iterator[dict[str, Any]]:
-    names = {columns.patient, *columns.exam, columns.image, *(item.table_column for item in data_set.attributes)}
-    if columns.label:
-        names.add(columns.label)
-    for batch in table.select(sorted(names)).to_batches(max_chunksize=4096):
-        yield from batch.to_pylist()
+def wanted_columns(columns: ColumnsConfig, data_set: DataSetConfig) -> dict[str, str]:
+    """Config key -> the column that it names.
+
+    Raises:
+        PrimaError: an attribute reads the label's column.
+    """
+    for item in data_set.attributes:
+        if item.table_column == columns.label:
+            raise PrimaError(
+                f"attribute {item.name!r} reads the label's column {columns.label!r}",
+                mend="Remove it from data_set.attributes.",
+            )
+    return {
+        "source.columns.patient": columns.patient,
+        **{f"source.columns.exam[{index}]": name for index, name in enumerate(columns.exam)},
+        "source.columns.image": columns.image,
+        **({"source.columns.label": columns.label} if columns.label else {}),
+        **{f"data_set.attributes: {item.name}": item.table_column for item in data_set.attributes},
+    }
+
+
+def _warn_of_absent_leaks(table: pa.Table, data_set: DataSetConfig) -> None:
+    for name in data_set.leaks:
+        if name not in table.column_names:
+            _log.warning("data_set.leaks: the table has no column %r, so copies of it cannot be found", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,71 +172,59 @@ class _Row:
 
 
 class _RowReader:
-    def __init__(self, columns: ColumnsConfig, data_set: DataSetConfig, files: Mapping[str, list[str]]) -> None:
-        self.columns, self.data_set, self.files = columns, data_set, files
+    def __init__(self, columns: ColumnsConfig, data_set: DataSetConfig, folder: PhotoFolder) -> None:
+        self.columns, self.data_set, self.folder = columns, data_set, folder
         self.rejected: list[Rejected] = []
         self.num_inconsistent = 0
         self._kept: dict[str, list[_Row]] = defaultdict(list)
-        self._seen: dict[str, int] = {}
+        self._labels: dict[str, set[str]] = defaultdict(set)
+        """Every diagnosis that any row gives an exam, also a row without a photo."""
+        self._named: dict[str, int] = {}
+        """Photo -> the first row that names it."""
         self._classes = {
-            spelling.lower(): item.name for item in data_set.classes for spelling in (item.name, *item.synonyms)
+            spelling.strip().lower(): item.name for item in data_set.classes for spelling in (item.name, *item.synonyms)
         }
 
     def take(self, number: int, cells: Mapping[str, Any]) -> None:
         """Turn one row into a photo of an exam, or into a rejection."""
-        columns, missing = self.columns, self.data_set.missing
-        keys = {name: cells[name] for name in (columns.patient, *columns.exam, columns.image)}
-        for name, value in keys.items():
-            if is_missing(value, missing):
-                self.rejected.append(Rejected("missing_key", f"no value in the column {name}", row=number))
-                return
-        patient, image = str(keys[columns.patient]).strip(), str(keys[columns.image]).strip()
-        exam = "/".join(str(keys[name]).strip() for name in columns.exam)
-
-        def reject(reason: str, detail: str) -> None:
-            self.rejected.append(Rejected(reason, detail, row=number, patient_id=patient, exam_id=exam, image_id=image))
-
-        if image in self._seen:
-            reject("duplicate_image", f"row {self._seen[image]} has the same image id")
-            return
-        self._seen[image] = number
-        path = self._find(image, reject)
-        if path is None:
-            return
-        label = self._label(cells)
-        if label is not None and label not in self._classes.values():
-            reject("unknown_class", f"{label!r} is none of {', '.join(self.data_set.class_names)}")
-            return
+        columns = self.columns
+        patient, image = self._key(cells[columns.patient]), self._key(cells[columns.image])
+        exam = _exam_id([self._key(cells[name]) for name in columns.exam])
         try:
+            label = self._label(cells)
+            if exam is not None and label in self.data_set.class_names:
+                self._labels[exam].add(label)
+            if image is None:
+                raise RecordRejected("no_photo", f"no value in the column {columns.image}")
+            photo = self._photo(image, number)
+            if patient is None or exam is None:
+                empty = next(name for name in (columns.patient, *columns.exam) if self._key(cells[name]) is None)
+                raise RecordRejected("missing_key", f"no value in the column {empty}")
+            if label is not None and label not in self.data_set.class_names:
+                raise RecordRejected("unknown_class", f"{label!r} is none of {', '.join(self.data_set.class_names)}")
             attributes = self._attributes(cells)
-        except AttributeRejected as error:
-            reject(error.reason, error.detail)
-            return
-        photo = Photo(image_id=image, path=path, row=number)
-        self._kept[exam].append(_Row(number, patient, exam, photo, label, attributes))
+        except RecordRejected as error:
+            self.rejected.append(Rejected(error.reason, error.detail, number, patient, exam, image))
+        else:
+            self._kept[exam].append(_Row(number, patient, exam, photo, label, attributes))
 
-    def _find(self, image: str, reject: Any) -> str | None:
-        parts = image.replace("\\", "/").split("/")
-        if image.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            reject("path_outside", "the image id leaves the image folder")
-            return None
-        stem = "/".join(parts)
-        stem = posixpath.splitext(stem)[0] if stem.lower().endswith(IMAGE_SUFFIXES) else stem
-        found = self.files.get(stem, [])
-        if not found:
-            reject("no_photo", "no file of this name in the image folder")
-            return None
-        if len(found) > 1:
-            reject("ambiguous_photo", f"several files of this name: {', '.join(sorted(found))}")
-            return None
-        return found[0]
+    def _key(self, cell: Any) -> str | None:
+        return None if is_missing(cell, self.data_set.missing) else str(cell).strip()
+
+    def _photo(self, image: str, number: int) -> Photo:
+        file: PhotoFile = self.folder.find(image)
+        first = self._named.setdefault(file.path, number)
+        if first != number:
+            raise RecordRejected("duplicate_image", f"row {first} names the same photo, {file.path}")
+        return Photo(image, file.path, number, file.size, file.modified_ns)
 
     def _label(self, cells: Mapping[str, Any]) -> str | None:
         """The class name, or the cell as it stands where it names no class; None without a diagnosis."""
-        if self.columns.label is None or is_missing(cells[self.columns.label], self.data_set.missing):
+        if self.columns.label is None:
             return None
-        raw = str(cells[self.columns.label]).strip()
-        return self._classes.get(raw.lower(), raw)
+        raw = str(cells[self.columns.label] or "").strip()
+        found = self._classes.get(raw.lower())
+        return found if found is not None else self._key(raw)
 
     def _attributes(self, cells: Mapping[str, Any]) -> dict[str, str]:
         found = {}
@@ -307,7 +237,7 @@ class _RowReader:
     def reject_conflicts(self) -> None:
         """An exam has one diagnosis and one patient; where its rows disagree, all of them go."""
         for exam, rows in list(self._kept.items()):
-            labels = sorted({row.label for row in rows if row.label is not None})
+            labels = sorted(self._labels[exam])
             patients = sorted({row.patient_id for row in rows})
             if len(labels) <= 1 and len(patients) == 1:
                 continue
@@ -325,14 +255,11 @@ class _RowReader:
                     )
                 )
 
-    def reject_files_without_row(self) -> None:
+    def reject_photos_without_row(self) -> None:
         """Photos that no row names."""
-        named = {
-            posixpath.splitext(image)[0] if image.lower().endswith(IMAGE_SUFFIXES) else image for image in self._seen
-        }
-        for stem in sorted(set(self.files) - named):
-            for path in sorted(self.files[stem]):
-                self.rejected.append(Rejected("no_row", "no row of the table names this photo", image_id=path))
+        for file in self.folder.photos:
+            if file.path not in self._named:
+                self.rejected.append(Rejected("no_row", "no row of the table names this photo", image_id=file.path))
 
     def exams(self) -> Iterator[Exam]:
         """The exams that are left."""
@@ -346,3 +273,12 @@ class _RowReader:
             label = next((row.label for row in rows if row.label is not None), None)
             photos = tuple(sorted((row.photo for row in rows), key=lambda photo: photo.image_id))
             yield Exam(exam, rows[0].patient_id, photos, attributes, label)
+
+
+def _exam_id(parts: list[str | None]) -> str | None:
+    """The exam's key columns in one text; None where one is missing."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    # ("a/b", "c") and ("a", "b/c") are two exams.
+    return known[0] if len(known) == 1 else "/".join(part.replace("%", "%25").replace("/", "%2F") for part in known)

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
 
 from prima_ray.base import PrimaError, StrictConfig, hash_file, write_atomic, write_json
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.ingest import MARKERS, ImagesConfig, ShardsConfig, WrittenPart, cut, write_parts
-from prima_ray.data.leaks import LeaksConfig, associations, refuse_planted_leaks, report, warnings
+from prima_ray.data.ingest import MARKERS, ImagesConfig, ShardsConfig, WrittenPart, cut, write_parts, write_parts_here
+from prima_ray.data.leaks import (
+    LeaksConfig,
+    associations,
+    naming_texts,
+    refuse_planted_leaks,
+    report,
+    warnings,
+)
 from prima_ray.data.near_duplicates import NearDuplicatesConfig, find_near_duplicates
 from prima_ray.data.schema import (
     FOLDS,
     FOLDS_SCHEMA,
+    LEAKS,
     MANIFEST,
+    NEAR_DUPLICATES,
     QUARANTINE,
     QUARANTINE_SCHEMA,
     SCHEMA_VERSION,
     Manifest,
     ShardFile,
+    read_manifest,
 )
 from prima_ray.data.sources import Exam, Intake, Rejected, SourceConfig, read_source
-from prima_ray.data.splits import assign_folds
-from prima_ray.stages.rundir import RunDir, finish_run, open_run
-from prima_ray.training.config import RayContextConfig
-from prima_ray.training.launch import connect
+from prima_ray.data.splits import assign_folds, check_classes
+from prima_ray.stages.rundir import RunDir, finish_run, is_fresh, open_run
+from prima_ray.training.cluster import connect
+from prima_ray.training.config import ContextConfig, LocalContextConfig, RayContextConfig
 
 _log = logging.getLogger(__name__)
 WITHOUT_COUNTERPART = ("no_photo", "no_row")
 """Rows without a photo and photos without a row: common in subsets, so they have a limit of their own."""
+EXECUTION_KEYS = frozenset({"context", "quarantine"})
+"""Where it runs and when it gives up: neither changes what is written."""
+
+
+def _ray_by_default(value: Any) -> Any:
+    return {"kind": "ray", **value} if isinstance(value, dict) else value
 
 
 class FoldsConfig(StrictConfig):
@@ -48,8 +67,8 @@ class FoldsConfig(StrictConfig):
 class QuarantineConfig(StrictConfig):
     """How much may be turned away before something must be wrong."""
 
-    max_share: float = Field(default=0.05, ge=0, le=1)
-    """Of all rows: unusable photos, impossible values, unknown classes."""
+    max_share: float = Field(default=0.5, ge=0, le=1)
+    """Of the rows with a photo: unusable photos, impossible values, unknown classes."""
     max_without_counterpart: float = Field(default=0.6, ge=0, le=1)
     """Of all rows and photos: rows without a photo, photos without a row."""
 
@@ -67,7 +86,8 @@ class IngestConfig(StrictConfig):
     quarantine: QuarantineConfig = QuarantineConfig()
     near_duplicates: NearDuplicatesConfig = NearDuplicatesConfig()
     leaks: LeaksConfig = LeaksConfig()
-    context: RayContextConfig = RayContextConfig()
+    context: Annotated[ContextConfig, BeforeValidator(_ray_by_default)] = RayContextConfig()
+    """`local` writes in this process, which is quicker for small data sets: no cluster is started."""
 
 
 def run(config: IngestConfig) -> Path:
@@ -76,41 +96,65 @@ def run(config: IngestConfig) -> Path:
     Raises:
         PrimaError: the source cannot be read, too much was turned away, or an attribute gives the label away.
     """
-    run_dir = open_run(config, out=config.out, stage="ingest", execution_keys=frozenset({"context"}))
-    if run_dir.finished:
+    # A mistake in the description leaves no folder behind, which its mended config would then not be allowed to use.
+    run_dir = None if is_fresh(config.out) else _open(config)
+    if run_dir and run_dir.finished:
         _log.info("%s: already finished, nothing to do", run_dir.path)
         return run_dir.path
+    if run_dir and (run_dir.path / MANIFEST).exists():
+        return _close(config, run_dir)
     intake = read_source(config.source, config.data_set)
     _check_share(config, intake, intake.rejected)
-    if not intake.exams:
-        raise PrimaError("no row is left to make an exam of", where=config.source.table, mend=_reasons(intake.rejected))
+    _check_any(config, intake.exams, intake.rejected)
+    check_classes(*_labels_and_patients(intake.exams), num_folds=config.folds.count)
     _check_leaks(config, intake)
+    run_dir = run_dir or _open(config)
     written = _write(config, intake, run_dir)
     rejected = [*intake.rejected, *(item for part in written for item in part.rejected)]
     _check_share(config, intake, rejected)
     kept = {exam_id for part in written for exam_id in part.exam_ids}
     exams = [exam for exam in intake.exams if exam.exam_id in kept]
+    _check_any(config, exams, rejected)
     _finish(config, run_dir, intake, exams=exams, written=written, rejected=rejected)
-    return run_dir.path
+    return _close(config, run_dir)
+
+
+def _open(config: IngestConfig) -> RunDir:
+    return open_run(config, out=config.out, stage="ingest", execution_keys=EXECUTION_KEYS)
+
+
+def _labels_and_patients(exams: Sequence[Exam]) -> tuple[list[str | None], list[str]]:
+    return [exam.label for exam in exams], [exam.patient_id for exam in exams]
+
+
+def _check_any(config: IngestConfig, exams: Sequence[Exam], rejected: Sequence[Rejected]) -> None:
+    if not exams:
+        raise PrimaError(
+            "no row is left to make an exam of", where=config.source.table, mend=f"Quarantined: {_reasons(rejected)}."
+        )
 
 
 def _check_share(config: IngestConfig, intake: Intake, rejected: Sequence[Rejected]) -> None:
     alone = sum(item.reason in WITHOUT_COUNTERPART for item in rejected)
     other = len(rejected) - alone
     limits = config.quarantine
+    with_photo = intake.num_rows - sum(item.reason == "no_photo" for item in rejected)
     total = intake.num_rows + sum(item.reason == "no_row" for item in rejected)
     if alone > limits.max_without_counterpart * total:
         raise PrimaError(
-            f"{alone} of {total} rows and photos have no counterpart ({_reasons(rejected)})",
+            f"{alone} of {total} rows and photos have no counterpart ({_reasons(rejected)}), more than "
+            f"{limits.max_without_counterpart:.0%}",
             where=config.source.table,
             mend="Check source.images and source.columns.image, or raise quarantine.max_without_counterpart.",
         )
-    if other > limits.max_share * intake.num_rows:
+    if other > limits.max_share * with_photo:
+        first = next(item for item in rejected if item.reason not in WITHOUT_COUNTERPART)
         raise PrimaError(
-            f"{other} of {intake.num_rows} rows are unusable ({_reasons(rejected)}): more than {limits.max_share:.0%}",
+            f"{other} of {with_photo} rows with a photo are unusable ({_reasons(rejected)}), more than "
+            f"{limits.max_share:.0%}",
             where=config.source.table,
-            mend="Check the data set's description against the table, or raise quarantine.max_share. First: "
-            + next(f"{item.reason}: {item.detail}" for item in rejected if item.reason not in WITHOUT_COUNTERPART),
+            mend=f"The first, row {first.row}: {first.detail}. Mend the table or the description, or raise "
+            "quarantine.max_share.",
         )
 
 
@@ -138,11 +182,14 @@ def _check_leaks(config: IngestConfig, intake: Intake) -> None:
 def _write(config: IngestConfig, intake: Intake, run_dir: RunDir) -> list[WrittenPart]:
     from tqdm import tqdm
 
-    connect(config.context, num_workers=0)
+    write = write_parts_here
+    if not isinstance(config.context, LocalContextConfig):
+        connect(config.context, num_workers=0)
+        write = write_parts
     out = str(run_dir.path.resolve())
     parts = cut(intake.exams, images=config.source.images, out=out, config=config.images, shards=config.shards)
     with tqdm(total=len(intake.exams), desc="ingest", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
-        return write_parts(parts, progress=bar.update)
+        return write(parts, progress=bar.update)
 
 
 def _finish(
@@ -155,29 +202,28 @@ def _finish(
     rejected: Sequence[Rejected],
 ) -> None:
     out = run_dir.path
-    labels = [exam.label for exam in exams]
+    labels, patients = _labels_and_patients(exams)
+    lesions = [exam.exam_id for exam in exams]
     folds = {
-        "patient": assign_folds(
-            labels, [exam.patient_id for exam in exams], num_folds=config.folds.count, seed=config.seed
-        ),
-        "lesion": assign_folds(
-            labels, [exam.exam_id for exam in exams], num_folds=config.folds.count, seed=config.seed
-        ),
+        name: assign_folds(labels, groups, num_folds=config.folds.count, seed=config.seed)
+        for name, groups in (("patient", patients), ("lesion", lesions))
     }
-    table = pa.table({"exam_id": [exam.exam_id for exam in exams], **folds}, schema=FOLDS_SCHEMA)
+    table = pa.table({"exam_id": lesions, **folds}, schema=FOLDS_SCHEMA)
     side = [
         _write_side(out / FOLDS, table),
         _write_side(out / QUARANTINE, pa.Table.from_pylist([_plain(item) for item in rejected], QUARANTINE_SCHEMA)),
     ]
-    told = associations([exam.attributes for exam in exams], labels, folds["patient"], config.data_set)
-    write_json(out / "leaks.json", report(told))
+    rows = [exam.attributes for exam in exams]
+    told = associations(rows, labels, folds["patient"], config.data_set)
+    naming = naming_texts(rows, labels, config.data_set)
+    write_json(out / LEAKS, report(told, naming))
     pairs = find_near_duplicates(
         [name for part in written for name in part.image_ids],
         [name for part in written for name in part.patient_ids],
         [value for part in written for value in part.hashes],
         config.near_duplicates,
     )
-    write_json(out / "near_duplicates.json", pairs)
+    write_json(out / NEAR_DUPLICATES, pairs)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         data_set=config.data_set,
@@ -189,13 +235,32 @@ def _finish(
         files=tuple(part.file for part in written if part.file.rows),
         side_files=tuple(side),
     )
-    _clean(out, manifest)
-    _summarise(
-        config, intake, manifest, rejected=rejected, told=warnings(told, config.data_set, config.leaks), pairs=pairs
-    )
-    # Written last: a folder with a manifest is a finished one.
+    notes = [*_fold_notes(labels, folds, config), *warnings(told, naming, config.data_set, config.leaks)]
+    _summarise(config, intake, manifest, rejected=rejected, notes=notes, pairs=pairs)
+    # The commit: a folder with a manifest is a finished one.
     write_atomic(out / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def _close(config: IngestConfig, run_dir: RunDir) -> Path:
+    """Clean a folder whose manifest is written, and write its record."""
+    _clean(run_dir.path, read_manifest(str(run_dir.path)))
     finish_run(run_dir, seed=config.seed, inputs={}, extra={"source": config.source.model_dump(mode="json")})
+    return run_dir.path
+
+
+def _fold_notes(
+    labels: Sequence[str | None], folds: Mapping[str, NDArray[np.int32]], config: IngestConfig
+) -> Iterator[str]:
+    for name in config.data_set.class_names:
+        members = [position for position, label in enumerate(labels) if label == name]
+        if not members:
+            if config.source.columns.label:
+                yield f"class {name} has no exam"
+            continue
+        for split, numbers in folds.items():
+            absent = sorted(set(range(config.folds.count)) - set(numbers[members].tolist()))
+            if absent:
+                yield f"class {name} has no exam in fold {', '.join(map(str, absent))} of the {split} split"
 
 
 def _plain(item: Rejected) -> dict[str, Any]:
@@ -209,9 +274,7 @@ def _write_side(path: Path, table: pa.Table) -> ShardFile:
 
 def _clean(out: Path, manifest: Manifest) -> None:
     """Drop what only an unfinished folder needs: markers, temporary files, parts without an exam."""
-    for marker in (out / MARKERS).glob("*"):
-        marker.unlink()
-    (out / MARKERS).rmdir()
+    shutil.rmtree(out / MARKERS, ignore_errors=True)
     kept = {file.path for file in manifest.files}
     for path in (*out.glob("part-*.parquet"), *out.glob("_part-*.tmp")):
         if path.name not in kept:
@@ -224,7 +287,7 @@ def _summarise(
     manifest: Manifest,
     *,
     rejected: Sequence[Rejected],
-    told: Sequence[str],
+    notes: Sequence[str],
     pairs: Sequence[dict[str, Any]],
 ) -> None:
     classes = ", ".join(f"{name} {count}" for name, count in manifest.class_counts.items())
@@ -235,7 +298,7 @@ def _summarise(
     ]
     if intake.num_inconsistent:
         lines.append(f"{intake.num_inconsistent} exams have rows that disagree on an attribute: the first one counts")
-    lines += [f"warning: {text}" for text in told]
+    lines += [f"warning: {text}" for text in notes]
     if pairs:
         shown = "; ".join(" and ".join(pair["images"]) for pair in pairs[:3])
         lines.append(f"warning: {len(pairs)} pairs of photos of different patients look alike: {shown}")

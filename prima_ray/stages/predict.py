@@ -115,8 +115,8 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
     from prima_ray.inference.batch import predict_shards
     from prima_ray.inference.bundle import read_bundle_config
     from prima_ray.stages.training import write_predictions
+    from prima_ray.training.cluster import connect
     from prima_ray.training.config import RayContextConfig
-    from prima_ray.training.launch import connect
 
     index = ExamIndex.read(shards)
     model = read_bundle_config(Path(run_dir) / "model").data_set

@@ -37,6 +37,12 @@ class RunDir:
     finished: bool
 
 
+def is_fresh(out: str) -> bool:
+    """True where `open_run` would start a run rather than take one up."""
+    path = Path(out)
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: frozenset[str] = frozenset()) -> RunDir:
     """Make the folder, or take up the one that is there.
 
@@ -48,7 +54,9 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
     """
     path = Path(out)
     wanted = config.model_dump(mode="json")
-    if not path.exists() or not any(path.iterdir()):
+    if path.exists() and not path.is_dir():
+        raise PrimaError("`out` is a file", where=path, mend="Choose another `out`.")
+    if is_fresh(out):
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / CONFIG, dump_config(config))
         return RunDir(path=path, stage=stage, finished=False)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError, read_json, write_json
+from prima_ray.training.cluster import check_budget, connect
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.loop import TrainingJob, train
-from prima_ray.training.quiet import quiet_worker, runtime_env
 
 _MISTAKE = "mistake.json"
 
@@ -93,47 +93,3 @@ def _mistake(job: TrainingJob) -> PrimaError | None:
         return None
     found = read_json(path)
     return PrimaError(found["what"], where=found["where"], mend=found["mend"])
-
-
-def connect(context: RayContextConfig, *, num_workers: int) -> None:
-    """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine."""
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    address = context.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env())
-        return
-    # Logical CPUs: the workers' share and as many for Ray Data's readers as the machine has.
-    cores = os.cpu_count() or 1
-    num_cpus = context.num_cpus or max(cores, round(num_workers * context.cpus_per_worker + cores))
-    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING, runtime_env=runtime_env())
-    quiet_worker()
-
-
-def check_budget(context: RayContextConfig, *, num_workers: int) -> None:
-    """Refuse a job that would wait for ever: Ray Data reads with the CPUs that the workers leave.
-
-    Raises:
-        PrimaError: no CPU, or too few GPUs, would be left.
-    """
-    import ray
-
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    wanted = num_workers * context.cpus_per_worker
-    if cpus - wanted < 1:
-        raise PrimaError(
-            f"{num_workers} workers of {context.cpus_per_worker:g} CPUs leave {max(cpus - wanted, 0):g} of the "
-            f"cluster's {cpus:g} CPUs to Ray Data, which needs at least 1: training would wait for ever",
-            mend="Lower num_workers or context.cpus_per_worker, or add a node.",
-        )
-    if num_workers * context.gpus_per_worker > gpus:
-        raise PrimaError(
-            f"{num_workers} workers of {context.gpus_per_worker:g} GPUs want more than the cluster's {gpus:g}",
-            mend="Lower num_workers or context.gpus_per_worker, or add a node.",
-        )
