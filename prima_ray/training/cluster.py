@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from prima_ray.base import PrimaError
@@ -10,22 +11,38 @@ from prima_ray.training.quiet import quiet_worker, runtime_env
 
 
 def connect(context: RayContextConfig, *, num_workers: int) -> None:
-    """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine."""
-    import logging
+    """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
 
+    Raises:
+        PrimaError: there is no cluster at the address.
+    """
     import ray
 
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     address = context.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env())
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env())
+        except ConnectionError as error:
+            raise PrimaError(
+                f"no Ray cluster answers ({str(error).splitlines()[0]})",
+                where=address,
+                mend="Check context.address and RAY_ADDRESS, or leave both out to start a cluster here.",
+            ) from None
+        quiet_worker()
         return
     # Logical CPUs: the workers' share and as many for Ray Data's readers as the machine has.
     cores = os.cpu_count() or 1
     num_cpus = context.num_cpus or max(cores, round(num_workers * context.cpus_per_worker + cores))
-    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING, runtime_env=runtime_env())
+    # "local": without an address Ray would look for a cluster that somebody started on this machine.
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        runtime_env=runtime_env(),
+    )
     quiet_worker()
 
 
