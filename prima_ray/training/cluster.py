@@ -9,6 +9,9 @@ from prima_ray.base import PrimaError
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.quiet import quiet_worker, runtime_env
 
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+
 
 def connect(context: RayContextConfig, *, num_workers: int) -> None:
     """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
@@ -36,13 +39,22 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
     cores = os.cpu_count() or 1
     num_cpus = context.num_cpus or max(cores, round(num_workers * context.cpus_per_worker + cores))
     # "local": without an address Ray would look for a cluster that somebody started on this machine.
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        runtime_env=runtime_env(),
-    )
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                runtime_env=runtime_env(),
+            )
+            break
+        except Exception as error:
+            # Ray gives its processes 30 s, a constant; a busy machine may need longer the first time.
+            if "timed out during startup" not in str(error) or attempt == _ATTEMPTS - 1:
+                raise
+            _log.warning("Ray did not start within 30 s: trying again")
+            ray.shutdown()
     quiet_worker()
 
 
