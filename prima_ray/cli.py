@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="score a run beside the metadata-only baselines")
     command.add_argument("run_dir", metavar="RUN")
     command.add_argument("--out", help="folder of the report (default RUN/evaluation)")
+    command.add_argument("--shards", help="where the run's shards are now, if they were moved")
     command.set_defaults(run=_run_evaluate)
 
     command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
@@ -126,7 +127,8 @@ def _run_config(arguments: argparse.Namespace) -> int:
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.evaluate import run_evaluate
 
-    print(f"run: {run_evaluate(arguments.run_dir, out=arguments.out)}")  # noqa: T201 - the stage's answer
+    out = run_evaluate(arguments.run_dir, out=arguments.out, shards=arguments.shards)
+    print(f"run: {out}")  # noqa: T201 - the stage's answer
     return 0
 
 

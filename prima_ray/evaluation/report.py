@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +19,8 @@ class Table:
 
     title: str
     note: str
+    unit: str
+    """What `num_exams` counts: exams, or photos."""
     num_exams: int
     num_patients: int
     rows: Mapping[str, Mapping[str, Interval]]
@@ -31,8 +33,11 @@ class Report:
 
     title: str
     subtitle: str
-    verdict: str
+    verdict: Sequence[str]
+    """A sentence a set of exams."""
     tables: Sequence[Table]
+    baselines: Mapping[str, str]
+    """Title -> what it reads."""
     per_class: Sequence[Mapping[str, Any]]
     pictures: Mapping[str, bytes]
     """Caption -> PNG."""
@@ -40,7 +45,7 @@ class Report:
     """What the run is: data, folds, seed, versions."""
     commands: Sequence[str]
     """How to make it again."""
-    warnings: Sequence[str] = field(default_factory=tuple)
+    warnings: Sequence[str] = ()
 
 
 def render(report: Report) -> str:
@@ -62,11 +67,19 @@ def percent(value: float) -> str:
 
 
 def text_table(table: Table) -> str:
-    """The same table for a terminal, in percent."""
-    width = max(len(name) for name in table.rows)
-    lines = [f"{table.title} ({table.num_exams} exams of {table.num_patients} patients), %"]
-    lines.append(" " * width + "".join(f"{title:>26}" for title in HEADLINE.values()))
-    for name, figures in table.rows.items():
-        cells = [f"{percent(item.value)} ({percent(item.low)}-{percent(item.high)})" for item in figures.values()]
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+    """The same table for a terminal, in percent: value and, in brackets, its interval."""
+    heads = ["", *HEADLINE.values()]
+    rows = [[name, *map(_cell, figures.values())] for name, figures in table.rows.items()]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = [
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in [heads, *rows])
+    ]
+    title = f"{table.title}: {table.num_exams} {table.unit} of {table.num_patients} patients, % (95 % interval)"
+    return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+def _cell(item: Interval) -> str:
+    if not math.isfinite(item.low):
+        return percent(item.value)
+    return f"{percent(item.value)} ({percent(item.low)}-{percent(item.high)})"

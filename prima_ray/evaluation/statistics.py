@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,20 +12,35 @@ from prima_ray.base import hash_key
 from prima_ray.evaluation.metrics import Labels, Probabilities
 
 Figures = Callable[[Labels, Probabilities], dict[str, float]]
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its percentile interval."""
+    """A figure with its percentile interval; the ends are NaN where one patient, or none, was there to draw from."""
 
     value: float
     low: float
     high: float
 
 
+@dataclass(frozen=True)
+class Scores:
+    """A model's figures on some exams, and the same figures on every resample of the patients."""
+
+    values: Mapping[str, float]
+    draws: Mapping[str, NDArray[np.float64]]
+
+    def intervals(self, level: float = LEVEL) -> dict[str, Interval]:
+        """Every figure with its interval."""
+        return {name: Interval(value, *_percentiles(self.draws[name], level)) for name, value in self.values.items()}
+
+
 def resample_patients(patients: Sequence[str], *, num_resamples: int, seed: int) -> list[NDArray[np.int64]]:
     """Row numbers of each resample: as many patients as there are, drawn with replacement, with all their exams."""
     names, group = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    if not len(names):
+        return [np.empty(0, dtype=np.int64)] * num_resamples
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(len(names) + 1))
     rng = np.random.Generator(np.random.PCG64(hash_key(seed, "bootstrap")))
@@ -33,53 +48,47 @@ def resample_patients(patients: Sequence[str], *, num_resamples: int, seed: int)
     return [np.concatenate([order[starts[name] : starts[name + 1]] for name in row]) for row in drawn]
 
 
-def intervals(
+def bootstrap(
     figures: Figures,
     labels: Labels,
-    probabilities: Probabilities,
+    models: Mapping[str, Probabilities],
     patients: Sequence[str],
     *,
     num_resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Every figure with its percentile interval over resampled patients."""
-    found = figures(labels, probabilities)
-    if not len(labels):
-        return {name: Interval(value, float("nan"), float("nan")) for name, value in found.items()}
-    draws = [
-        figures(labels[rows], probabilities[rows])
-        for rows in resample_patients(patients, num_resamples=num_resamples, seed=seed)
-    ]
+) -> dict[str, Scores]:
+    """Score several models on the same exams, and on the same resamples of their patients.
+
+    Args:
+        models: name -> (N, C) probabilities.
+        patients: of every exam; fewer than two different ones give no intervals.
+    """
+    few = len(set(patients)) < 2
+    resamples = [] if few else resample_patients(patients, num_resamples=num_resamples, seed=seed)
+    found = {}
+    for model, probabilities in models.items():
+        values = figures(labels, probabilities)
+        draws = [figures(labels[rows], probabilities[rows]) for rows in resamples]
+        found[model] = Scores(
+            values, {name: np.array([draw[name] for draw in draws], dtype=np.float64) for name in values}
+        )
+    return found
+
+
+def paired_differences(first: Scores, second: Scores, level: float = LEVEL) -> dict[str, Interval]:
+    """First minus second, with the interval of the difference: both saw the same resamples."""
     return {
-        name: Interval(value, *_percentiles([draw[name] for draw in draws], level)) for name, value in found.items()
+        name: Interval(
+            first.values[name] - second.values[name],
+            *_percentiles(first.draws[name] - second.draws[name], level),
+        )
+        for name in first.values
     }
 
 
-def paired_differences(
-    figures: Figures,
-    labels: Labels,
-    first: Probabilities,
-    second: Probabilities,
-    patients: Sequence[str],
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """First minus second on the same exams, with the interval of the difference over the same resamples."""
-    one, two = figures(labels, first), figures(labels, second)
-    draws: dict[str, list[float]] = {name: [] for name in one}
-    for rows in resample_patients(patients, num_resamples=num_resamples, seed=seed):
-        left, right = figures(labels[rows], first[rows]), figures(labels[rows], second[rows])
-        for name, values in draws.items():
-            values.append(left[name] - right[name])
-    return {name: Interval(one[name] - two[name], *_percentiles(draws[name], level)) for name in one}
-
-
-def _percentiles(values: Sequence[float], level: float) -> tuple[float, float]:
+def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
     tail = 50 * (1 - level)
-    finite = np.asarray(values)[np.isfinite(values)]
+    finite = values[np.isfinite(values)]
     if not len(finite):
         return float("nan"), float("nan")
     low, high = np.percentile(finite, [tail, 100 - tail])

@@ -2,60 +2,86 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from prima_ray.data.plan import ExamIndex
-from prima_ray.data.reader import RowReader
+from prima_ray.base import PrimaError
+from prima_ray.data.reader import RowReader, Rows
+from prima_ray.data.schema import Manifest
 from prima_ray.inference.predictor import Predictor
 
 _COLUMNS = ("exam_id", "patient_id", "images", "attributes", "label")
+_MAX_CPU_ACTORS = 4
 
 
 class _Worker:
     """One actor: loads the model once."""
 
-    def __init__(self, run: str, shards: str, device: str) -> None:
-        self._predictor = Predictor.load(run, device=device)
-        index = ExamIndex.read(shards)
-        self._reader = RowReader(shards, index.manifest, columns=_COLUMNS)
+    def __init__(self, run: str, shards: str, manifest: Manifest, device: str) -> None:
+        # Raised with the first batch: of an actor that does not start, Ray keeps the message alone, and tries again.
+        self._predictor: Predictor | PrimaError
+        try:
+            self._predictor = Predictor.load(run, device=device)
+        except PrimaError as error:
+            self._predictor = error
+        self._reader = RowReader(shards, manifest, columns=_COLUMNS)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self._predictor, PrimaError):
+            raise self._predictor
         table: pa.Table = self._reader.read(np.asarray(rows["id"], dtype=np.int64), 0)
-        found = self._predictor.predict_tables(iter([table]))
-        return {"row": rows["id"], "probabilities": found}
+        return {"row": rows["id"], "probabilities": self._predictor.predict_tables([table])}
 
 
 def predict_shards(
     run: str,
     shards: str,
+    manifest: Manifest,
     *,
-    num_exams: int,
-    concurrency: int = 1,
     batch_size: int = 32,
-    device: str = "cpu",
     progress: Callable[[int], object] | None = None,
-) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]]:
-    """(row numbers, probabilities) of every exam, batch by batch, in the shards' order."""
+) -> Iterator[tuple[Rows, NDArray[np.float64]]]:
+    """(row numbers, probabilities) of every exam, batch by batch, in the shards' order.
+
+    An actor a GPU where the cluster has any, else as many as leave a CPU to Ray Data, up to four.
+
+    Args:
+        run: a run directory that every node can read.
+        manifest: of the shards.
+
+    Raises:
+        PrimaError: what an actor found wrong with the model or the shards, without Ray's wrapping.
+    """
     import ray
 
-    dataset = ray.data.range(num_exams, override_num_blocks=max(1, min(concurrency * 4, num_exams)))
+    from prima_ray.data.ray_source import prima_error
+
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    num_batches = math.ceil(manifest.num_exams / batch_size)
+    num_actors = max(1, min(num_batches, gpus or min(_MAX_CPU_ACTORS, int(resources.get("CPU", 1)) - 1)))
+    dataset = ray.data.range(manifest.num_exams, override_num_blocks=num_batches)
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     mapped = dataset.map_batches(
         _Worker,
-        fn_constructor_args=(run, shards, device),
+        fn_constructor_args=(run, shards, manifest, "cuda" if gpus else "cpu"),
         batch_size=batch_size,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=concurrency),
-        num_gpus=1 if device.startswith("cuda") else None,
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        num_gpus=1 if gpus else None,
     )
-    for batch in mapped.iter_batches(batch_size=None, batch_format="numpy"):
-        rows = np.asarray(batch["row"], dtype=np.int64)
-        if progress:
-            progress(len(rows))
-        yield rows, np.asarray(batch["probabilities"], dtype=np.float64)
+    try:
+        for batch in mapped.iter_batches(batch_size=None, batch_format="numpy"):
+            rows = np.asarray(batch["row"], dtype=np.int64)
+            if progress:
+                progress(len(rows))
+            yield rows, np.asarray(batch["probabilities"], dtype=np.float64)
+    except Exception as error:
+        raise prima_error(error) or error from None

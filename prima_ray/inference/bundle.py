@@ -24,6 +24,13 @@ from prima_ray.models.store import load_component, save_component
 
 BUNDLE_VERSION = 1
 _CONFIG = "config.json"
+_MEND = "Copy the run again, or train it again."
+_PARTS = {
+    "align": ("image_tower", "text_tower", "heads"),
+    "finetune": ("classifier",),
+    "fuse": ("image_tower", "text_tower", "fusion"),
+}
+"""What a model of each kind cannot be without."""
 
 
 class BundleConfig(StrictConfig):
@@ -78,7 +85,9 @@ def read_bundle_config(folder: Path) -> BundleConfig:
         PrimaError: it is missing, damaged, or of another version.
     """
     raw = read_json(folder / _CONFIG)
-    if isinstance(raw, dict) and raw.get("version") != BUNDLE_VERSION:
+    if not isinstance(raw, dict):
+        raise PrimaError(f"damaged: holds a {type(raw).__name__}, not an object", where=folder / _CONFIG)
+    if raw.get("version") != BUNDLE_VERSION:
         raise PrimaError(
             f"a model of version {raw.get('version')}, this program reads version {BUNDLE_VERSION}",
             where=folder / _CONFIG,
@@ -88,7 +97,11 @@ def read_bundle_config(folder: Path) -> BundleConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise PrimaError(f"damaged: {key}: {first['msg']}", where=folder / _CONFIG) from None
+        raise PrimaError(
+            f"damaged: {f'{key}: ' if key else ''}{first['msg']}",
+            where=folder / _CONFIG,
+            mend=_MEND,
+        ) from None
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -98,9 +111,23 @@ def load_bundle(folder: Path) -> Bundle:
         PrimaError: a file is missing, damaged, or of another version.
     """
     config = read_bundle_config(folder)
-    return Bundle(
-        config=config, components={name: load_component(folder / at) for name, at in config.components.items()}
-    )
+    absent = [name for name in _PARTS[config.kind] if name not in config.components]
+    if absent:
+        raise PrimaError(f"damaged: a model of {config.kind} needs the part {absent[0]!r}", where=folder / _CONFIG)
+    return Bundle(config=config, components={name: _load(folder / at) for name, at in config.components.items()})
+
+
+def _load(folder: Path) -> nn.Module:
+    try:
+        return load_component(folder)
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        # The file reads as JSON and says something that no model can be built from.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise PrimaError(
+            f"this part of the model is damaged ({reason[0]})",
+            where=folder,
+            mend=_MEND,
+        ) from error
 
 
 def component_folder(run: str, name: str) -> str:

@@ -5,8 +5,7 @@ It makes its inputs with the collator that training's own evaluation uses, so th
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from prima_ray.base import PrimaError
@@ -24,19 +22,17 @@ from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.images import ImageRejected, decode_image
-from prima_ray.data.metadata import describe
+from prima_ray.data.metadata import describe, expand_names, text_attributes
 from prima_ray.data.schema import SHARD_SCHEMA
-from prima_ray.inference.bundle import BundleConfig, load_bundle
+from prima_ray.inference.bundle import BundleConfig, load_bundle, read_bundle_config
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
 from prima_ray.models.image_tower import ImageTower
 from prima_ray.models.text_tower import TextTower
 
-MAX_PHOTOS = 8
-
 
 @dataclass(frozen=True)
 class Exam:
-    """What is asked about: one to eight photos, and the attributes that are known."""
+    """What is asked about: one photo or more, and the attributes that are known."""
 
     images: tuple[bytes, ...]
     """JPEG or PNG files."""
@@ -67,21 +63,17 @@ class Predictor:
         Raises:
             PrimaError: no such run, a missing or damaged file, or a run of another stage.
         """
+        check_diagnoses(run)
         folder = Path(run) / "model"
-        if not folder.is_dir():
-            raise PrimaError("no model here", where=run, mend="Name the run directory of `prima fuse` or `finetune`.")
         bundle = load_bundle(folder)
         parts = bundle.components
-        if bundle.config.kind == "align":
-            raise PrimaError(
-                "a run of align does not diagnose", where=run, mend="Name the run directory of `prima fuse`."
-            )
         if bundle.config.kind == "finetune":
             return cls(bundle.config, parts["classifier"], None, device)
         image, text, heads = parts["image_tower"], parts["text_tower"], parts.get("heads")
         if not isinstance(image, ImageTower) or not isinstance(text, TextTower):
             raise PrimaError("the towers are not what config.json says", where=folder)
-        if heads is not None and not isinstance(heads, ProjectionHeads):
+        wanted = bundle.config.features == "projected"
+        if wanted != (heads is not None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
             raise PrimaError("the heads are not what config.json says", where=folder)
         return cls(bundle.config, parts["fusion"], FeatureEncoder(image, text, heads), device)
 
@@ -94,6 +86,15 @@ class Predictor:
     def uses_attributes(self) -> bool:
         """False for a model of photos alone."""
         return self._encoder is not None
+
+    @property
+    def read_attributes(self) -> tuple[str, ...]:
+        """The attributes that the model's text speaks of; none for a model of photos alone."""
+        text = self.config.text
+        if text is None or not self.uses_attributes:
+            return ()
+        masked = expand_names(text.masked, self.data_set, what="masked")
+        return tuple(item.name for item in text_attributes(self.data_set, text) if item.name not in masked)
 
     def text(self, attributes: Mapping[str, object]) -> str | None:
         """The text that the model reads for these attributes; None for a model of photos alone."""
@@ -113,10 +114,34 @@ class Predictor:
         Raises:
             PrimaError: an exam without photos or with too many, an unusable photo, an unknown or impossible attribute.
         """
-        tables = (exam_table([exam], self.data_set) for exam in exams)
+        tables = (self.exam_table(exam) for exam in exams)
         return self.predict_tables(_batched(tables, batch_size), masked=masked)
 
-    def predict_tables(self, tables: Iterator[pa.Table], *, masked: Collection[str] = ()) -> NDArray[np.float64]:
+    def exam_table(self, exam: Exam) -> pa.Table:
+        """An exam as a row of the shard schema, its photos and attributes checked.
+
+        Raises:
+            PrimaError: see `predict`.
+        """
+        limit = self.config.views.max_photos
+        if not exam.images:
+            raise PrimaError("an exam needs at least one photo", where=exam.exam_id)
+        if len(exam.images) > limit:
+            raise PrimaError(
+                f"{len(exam.images)} photos, the model reads at most {limit} of an exam", where=exam.exam_id
+            )
+        row = {
+            "exam_id": exam.exam_id,
+            "patient_id": None,
+            "images": [
+                _photo(data, f"photo {number}", exam.exam_id) for number, data in enumerate(exam.images, start=1)
+            ],
+            "attributes": sorted(normalise_attributes(self.data_set, exam.attributes).items()),
+            "label": None,
+        }
+        return pa.Table.from_pylist([row], schema=SHARD_SCHEMA)
+
+    def predict_tables(self, tables: Iterable[pa.Table], *, masked: Collection[str] = ()) -> NDArray[np.float64]:
         """The same for tables with the columns of the shard schema, a batch a table."""
         found = [self.predict_batch(self._collated(table, masked)) for table in tables]
         if not found:
@@ -148,38 +173,41 @@ class Predictor:
         return probabilities
 
 
-def exam_table(exams: Sequence[Exam], data_set: DataSetConfig) -> pa.Table:
-    """Exams as rows of the shard schema, photos upright and checked.
+def check_diagnoses(run: str | Path) -> BundleConfig:
+    """The description of a run's model, which must be one that diagnoses; reads no weights.
 
     Raises:
-        PrimaError: see `Predictor.predict`.
+        PrimaError: no such run, no model in it, or a run of another stage.
     """
-    rows = []
-    for exam in exams:
-        if not exam.images:
-            raise PrimaError("an exam needs at least one photo", where=exam.exam_id)
-        if len(exam.images) > MAX_PHOTOS:
-            raise PrimaError(f"{len(exam.images)} photos, at most {MAX_PHOTOS} are read", where=exam.exam_id)
-        rows.append(
-            {
-                "exam_id": exam.exam_id,
-                "patient_id": None,
-                "images": [_photo(data, number, exam.exam_id) for number, data in enumerate(exam.images, start=1)],
-                "attributes": sorted(normalise_attributes(data_set, exam.attributes).items()),
-                "label": None,
-            }
+    folder = Path(run) / "model"
+    if not folder.is_dir():
+        what = "no model here" if Path(run).is_dir() else "no such run directory"
+        raise PrimaError(what, where=run, mend="Name the run directory of `prima fuse` or `prima finetune`.")
+    config = read_bundle_config(folder)
+    if config.kind == "align":
+        raise PrimaError(
+            "a run of align does not diagnose",
+            where=run,
+            mend="Name the run directory of `prima fuse` or `prima finetune`.",
         )
-    return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+    return config
 
 
-def _photo(data: bytes, number: int, exam_id: str) -> dict[str, object]:
+def check_photo(data: bytes, *, where: str) -> tuple[int, int]:
+    """Width and height of a photo that can be used.
+
+    Raises:
+        PrimaError: it cannot.
+    """
     try:
-        decode_image(data)
+        return decode_image(data).size
     except ImageRejected as error:
-        raise PrimaError(f"photo {number} cannot be used: {error.detail} ({error.reason})", where=exam_id) from None
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-    return {"image_id": f"photo {number}", "bytes": data, "width": width, "height": height}
+        raise PrimaError(f"this photo cannot be used: {error.detail} ({error.reason})", where=where) from None
+
+
+def _photo(data: bytes, name: str, exam_id: str) -> dict[str, object]:
+    width, height = check_photo(data, where=f"{exam_id}, {name}")
+    return {"image_id": name, "bytes": data, "width": width, "height": height}
 
 
 def _batched(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:

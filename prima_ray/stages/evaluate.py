@@ -1,279 +1,307 @@
-"""Evaluate: a run's test fold beside the metadata-only baselines, on three sets of rows.
+"""Evaluate: a run's test fold beside the metadata-only baselines, as `report.html` and `metrics.json`.
 
-Missingness may tell the label, so every figure stands three times: on all exams, on those with complete metadata, and
-on all exams with the blocks that go missing together masked for everybody.
+`metrics.json` holds (shares of 1, null where a figure is not defined):
+
+    run, stage, model            what was scored; `model` is its name among the models below
+    fold, num_folds, split       the test fold, and what the folds are grouped by
+    shards_hash, classes         the data, and the order of the classes
+    level, num_resamples         of the intervals: percentiles over resamples of the patients
+    baselines                    name -> what it reads
+    sets.all|complete|masked     num_exams, num_patients,
+                                 models: name -> macro_f1|accuracy|balanced_accuracy|auroc -> value, low, high
+                                 differences: baseline -> the same figures, ours minus it, paired
+                                 per_class: name -> [class, precision, recall, f1, auroc, num_exams]
+                                 confusion: ours, true class by row
+    per_photo                    the same for single photos (num_exams counts them); null where no exam has two
+    per_class, confusion         of ours, on all exams
+
+`complete` and `masked` are there where the data set declares blocks that go missing together.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from prima_ray.base import PrimaError, read_json, write_atomic, write_json
-from prima_ray.data.description import DataSetConfig
+from prima_ray.config import read_yaml
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
-from prima_ray.data.reader import RowReader, Rows
-from prima_ray.evaluation.baselines import BASELINES, mask_blocks, metadata_baselines
-from prima_ray.evaluation.metrics import HEADLINE, Probabilities, confusion, headline, per_class
+from prima_ray.evaluation.baselines import metadata_baselines
+from prima_ray.evaluation.metrics import HEADLINE, confusion, headline, per_class
 from prima_ray.evaluation.plots import confusion_plot, per_class_plot, training_plot
 from prima_ray.evaluation.report import Report, Table, render, text_table
-from prima_ray.evaluation.statistics import Interval, intervals, paired_differences
+from prima_ray.evaluation.statistics import LEVEL, Interval, bootstrap, paired_differences
 from prima_ray.inference.predictor import Predictor
-from prima_ray.stages.rundir import read_record
+from prima_ray.stages.row_sets import RowSet, photo_set, row_sets
+from prima_ray.stages.rundir import CONFIG, check_outputs, read_record
 
 _log = logging.getLogger(__name__)
-_COLUMNS = ("exam_id", "patient_id", "images", "attributes", "label")
+_FEW_EXAMS = 10
 
 
 @dataclass(frozen=True)
-class _RowSet:
-    """One of the three sets: its exams, and every model's probabilities for them."""
+class _Run:
+    """A finished run that diagnoses, and the data it was trained on."""
 
-    name: str
-    title: str
-    note: str
-    rows: Rows
-    probabilities: Mapping[str, Probabilities]
+    path: Path
+    record: Mapping[str, Any]
+    config: Mapping[str, Any]
+    index: ExamIndex
+    roles: Roles
+    """Exams with a diagnosis."""
+    model: str
+    """The name of ours in the tables."""
 
 
-def run_evaluate(run_dir: str, *, out: str | None = None, num_resamples: int = 1000) -> Path:
+@dataclass(frozen=True)
+class _Scored:
+    """A set of exams with its figures."""
+
+    rows: RowSet
+    table: Table
+    differences: Mapping[str, Mapping[str, Interval]]
+    """Baseline -> ours minus it."""
+    per_class: Mapping[str, list[dict[str, Any]]]
+    confusion: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def run_evaluate(run_dir: str, *, out: str | None = None, shards: str | None = None, num_resamples: int = 1000) -> Path:
     """Score a run of finetune or fuse; returns the folder of `report.html` and `metrics.json`.
 
     Args:
         out: default `RUN/evaluation`.
+        shards: where the run's shards are now; default where they were.
         num_resamples: bootstrap resamples.
 
     Raises:
-        PrimaError: no finished run that diagnoses, its shards are gone, or it holds nothing out (`fold: none`).
+        PrimaError: no finished run that diagnoses, a file of it is missing, its shards are gone or were replaced, or it
+            holds nothing out (`fold: none`).
     """
-    run = Path(run_dir)
-    record = read_record(run)
-    if record["stage"] not in ("finetune", "fuse"):
-        raise PrimaError(f"a run of {record['stage']} does not diagnose", where=run, mend="Name a run of `prima fuse`.")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    if config["fold"] == "none":
-        raise PrimaError(
-            "this run trained on every fold (fold: none): no exam is left to score it on",
-            where=run,
-            mend="Score a run of the same config with a test fold; the data it saw says nothing about new patients.",
-        )
-    index = ExamIndex.read(record["inputs"]["shards"]["path"])
-    roles = _labelled_roles(index, config)
-    model = "PRIMA (photos and attributes)" if record["stage"] == "fuse" else "photos alone"
-    sets = _row_sets(run, index, roles, model)
-    tables = [_table(item, index, num_resamples) for item in sets]
-    target = Path(out) if out else run / "evaluation"
-    target.mkdir(parents=True, exist_ok=True)
-    differences = [_differences(item, index, model, num_resamples) for item in sets]
-    _write(
-        target, run=run, record=record, config=config, index=index, sets=sets, tables=tables, differences=differences
-    )
-    for table in tables:
-        _log.info("%s\n", text_table(table))
+    run = _open(Path(run_dir), shards)
+    load = lru_cache(maxsize=1)(lambda: Predictor.load(run.path))
+    sets = row_sets(run.path, run.index, run.roles, model=run.model, load=load)
+    photos = photo_set(sets[0], run.index, model=run.model, load=load)
+    scored = [_score(item, run, num_resamples) for item in sets]
+    by_photo = _score(photos, run, num_resamples) if photos else None
+    target = Path(out) if out else run.path / "evaluation"
+    everything = [*scored, by_photo] if by_photo else scored
+    write_atomic(target / "report.html", render(_report(run, everything)))
+    # Last: whoever finds the figures finds the page.
+    write_json(target / "metrics.json", _metrics(run, scored, by_photo, num_resamples))
+    for item in everything:
+        _log.info("%s\n", text_table(item.table))
+    for sentence in _verdicts(everything):
+        _log.info("%s", sentence)
     return target
 
 
-def _labelled_roles(index: ExamIndex, config: Mapping[str, Any]) -> Roles:
-    roles = split_roles(index, fold=config["fold"], val_fold=config["val_fold"], split=config["split"])
-    return Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
-
-
-def _row_sets(run: Path, index: ExamIndex, roles: Roles, model: str) -> list[_RowSet]:
-    data_set = index.manifest.data_set
-    test = roles.test
-    attributes, labels = index.attribute_rows(roles.train), index.labels[roles.train]
-    tested = index.attribute_rows(test)
-    ours = _read_predictions(run, index, test)
-    rivals = {
-        BASELINES[name]: found for name, found in metadata_baselines(attributes, labels, tested, data_set).items()
-    }
-    sets = [_RowSet("all", "All exams", "", test, {model: ours, **rivals})]
-    if not data_set.block_attributes:
-        return sets
-    complete = np.array([data_set.block_attributes <= row.keys() for row in tested], dtype=bool)
-    some = _some_of_block(tested, data_set)
-    kept = complete if complete.sum() >= 0.5 * some.sum() else some
-    sets.append(
-        _RowSet(
-            "complete",
-            "Exams with their metadata",
-            "Exams whose blocks were recorded, so that missingness says nothing.",
-            test[kept],
-            {name: found[kept] for name, found in sets[0].probabilities.items()},
+def _open(path: Path, shards: str | None) -> _Run:
+    record = read_record(path)
+    if record["stage"] not in ("finetune", "fuse"):
+        raise PrimaError(
+            f"a run of {record['stage']} does not diagnose", where=path, mend="Name a run of `prima fuse`."
         )
-    )
-    masked = metadata_baselines(attributes, labels, mask_blocks(tested, data_set), data_set)
-    sets.append(
-        _RowSet(
-            "masked",
-            "All exams, blocks masked for everybody",
-            f"{', '.join(block.name for block in data_set.blocks)}: treated as missing for every exam.",
-            test,
-            {
-                model: _predict_masked(run, index, test, data_set),
-                **{BASELINES[name]: found for name, found in masked.items()},
-            },
-        )
-    )
-    return sets
-
-
-def _some_of_block(rows: Sequence[Mapping[str, str]], data_set: DataSetConfig) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Exams of which every block has at least one attribute: recorded, with gaps."""
-    return np.array(
-        [all(any(name in row for name in block.attributes) for block in data_set.blocks) for row in rows], dtype=bool
-    )
-
-
-def _read_predictions(run: Path, index: ExamIndex, rows: Rows) -> Probabilities:
-    path = run / "predictions.parquet"
-    if not path.exists():
-        raise PrimaError("no such file", where=path, mend="Run the stage again.")
-    table = pq.read_table(path)
-    place = {exam: position for position, exam in enumerate(table["exam_id"].to_pylist())}
-    absent = [exam for exam in index.exam_ids[rows] if exam not in place]
+    check_outputs(path, record)
+    config = read_yaml(path / CONFIG)
+    absent = [key for key in ("fold", "val_fold", "split") if key not in config]
     if absent:
-        raise PrimaError(f"{len(absent)} exams of the test fold have no prediction ({absent[0]}, ...)", where=path)
-    names = index.manifest.data_set.class_names
-    values = np.column_stack([table[f"prob_{name}"].to_numpy() for name in names])
-    return values[[place[exam] for exam in index.exam_ids[rows]]]
+        raise PrimaError(f"damaged: it has no key {absent[0]!r}", where=path / CONFIG)
+    if config["fold"] == "none":
+        raise PrimaError(
+            "this run trained on every fold (fold: none): no exam is held out to score it on",
+            where=path,
+            mend="Score a run of the same config with a test fold; the data it saw says nothing about new patients.",
+        )
+    parent = record["inputs"]["shards"]
+    index = _read_shards(shards or parent["path"], parent["hash"], moved=shards is None)
+    roles = split_roles(index, fold=config["fold"], val_fold=config["val_fold"], split=config["split"])
+    roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    if not len(roles.test):
+        raise PrimaError(f"no exam of the test fold {config['fold']} has a diagnosis", where=index.shards)
+    model = "PRIMA (photos and attributes)" if record["stage"] == "fuse" else "photos alone"
+    return _Run(path, record, config, index, roles, model)
 
 
-def _predict_masked(run: Path, index: ExamIndex, rows: Rows, data_set: DataSetConfig) -> Probabilities:
-    predictor = Predictor.load(run)
-    return predictor.predict_tables(_tables(index, rows), masked=sorted(data_set.block_attributes))
+def _read_shards(shards: str, wanted: str, *, moved: bool) -> ExamIndex:
+    try:
+        index = ExamIndex.read(shards)
+    except PrimaError as error:
+        if moved and not Path(shards).exists() and "://" not in shards:
+            raise PrimaError(
+                "the run's shards are no longer here", where=shards, mend="Say where they are: --shards FOLDER."
+            ) from None
+        raise error
+    if index.manifest.content_hash != wanted:
+        raise PrimaError(
+            f"these are not the shards that the run was trained on: content hash {index.manifest.content_hash[:12]}, "
+            f"the run's record says {wanted[:12]}",
+            where=shards,
+            mend="Their folds may differ, so test exams may have been trained on. Name the right ones with --shards.",
+        )
+    return index
 
 
-def _tables(index: ExamIndex, rows: Rows, size: int = 32) -> Iterator[pa.Table]:
-    reader = RowReader(index.shards, index.manifest, columns=_COLUMNS)
-    for start in range(0, len(rows), size):
-        yield reader.read(rows[start : start + size], 0)
-
-
-def _table(item: _RowSet, index: ExamIndex, num_resamples: int) -> Table:
-    labels, patients = index.labels[item.rows], list(index.patient_ids[item.rows])
-    return Table(
-        title=item.title,
-        note=item.note,
-        num_exams=len(labels),
-        num_patients=len(set(patients)),
-        rows={
-            name: intervals(headline, labels, found, patients, num_resamples=num_resamples)
-            for name, found in item.probabilities.items()
+def _score(item: RowSet, run: _Run, num_resamples: int) -> _Scored:
+    labels, patients = run.index.labels[item.rows], list(run.index.patient_ids[item.rows])
+    scores = bootstrap(headline, labels, item.probabilities, patients, num_resamples=num_resamples)
+    names = run.index.manifest.data_set.class_names
+    return _Scored(
+        rows=item,
+        table=Table(
+            title=item.title,
+            note=item.note,
+            unit="photos" if item.name == "photos" else "exams",
+            num_exams=len(labels),
+            num_patients=len(set(patients)),
+            rows={name: found.intervals() for name, found in scores.items()},
+        ),
+        differences={
+            name: paired_differences(scores[run.model], found) for name, found in scores.items() if name != run.model
         },
+        per_class={name: per_class(labels, found, names) for name, found in item.probabilities.items()},
+        confusion=confusion(labels, item.probabilities[run.model]),
     )
 
 
-def _differences(item: _RowSet, index: ExamIndex, model: str, num_resamples: int) -> dict[str, dict[str, Interval]]:
-    """Ours minus every baseline, on the same exams."""
-    labels, patients = index.labels[item.rows], list(index.patient_ids[item.rows])
-    if not len(labels):
-        return {}
-    ours = item.probabilities[model]
+# ---------------------------------------------------------------------------------------------------- what is written
+
+
+def _metrics(run: _Run, scored: Sequence[_Scored], by_photo: _Scored | None, num_resamples: int) -> dict[str, Any]:
+    manifest = run.index.manifest
     return {
-        name: paired_differences(headline, labels, ours, found, patients, num_resamples=num_resamples)
-        for name, found in item.probabilities.items()
-        if name != model
+        "run": str(run.path),
+        "stage": run.record["stage"],
+        "model": run.model,
+        "fold": run.config["fold"],
+        "num_folds": manifest.num_folds,
+        "split": run.config["split"],
+        "shards_hash": manifest.content_hash,
+        "classes": list(manifest.data_set.class_names),
+        "level": LEVEL,
+        "num_resamples": num_resamples,
+        "baselines": _baselines(run),
+        "sets": {item.rows.name: _plain(item) for item in scored},
+        "per_photo": _plain(by_photo) if by_photo else None,
+        "per_class": scored[0].per_class[run.model],
+        "confusion": scored[0].confusion.tolist(),
     }
 
 
-def _write(
-    target: Path,
-    *,
-    run: Path,
-    record: Mapping[str, Any],
-    config: Mapping[str, Any],
-    index: ExamIndex,
-    sets: Sequence[_RowSet],
-    tables: Sequence[Table],
-    differences: Sequence[Mapping[str, Mapping[str, Interval]]],
-) -> None:
-    names = index.manifest.data_set.class_names
-    labels = index.labels[sets[0].rows]
-    by_model = {name: per_class(labels, found, names) for name, found in sets[0].probabilities.items()}
-    model, ours = next(iter(sets[0].probabilities.items()))
-    counts = confusion(labels, ours, len(names))
+def _plain(item: _Scored) -> dict[str, Any]:
+    def plain(models: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+        return {name: {key: asdict(value) for key, value in figures.items()} for name, figures in models.items()}
+
+    return {
+        "num_exams": item.table.num_exams,
+        "num_patients": item.table.num_patients,
+        "models": plain(item.table.rows),
+        "differences": plain(item.differences),
+        "per_class": item.per_class,
+        "confusion": item.confusion.tolist(),
+    }
+
+
+def _report(run: _Run, scored: Sequence[_Scored]) -> Report:
+    data_set = run.index.manifest.data_set
+    whole = scored[0]
     pictures = {
         "Confusion matrix of the test fold: counts, shaded by the share of the true class.": confusion_plot(
-            counts, names
+            whole.confusion, data_set.class_names
         ),
-        "F1 by class, beside the baselines.": per_class_plot(by_model),
+        "F1 by class, beside the baselines.": per_class_plot(whole.per_class),
     }
-    if (run / "steps.jsonl").exists():
-        steps = [yaml.safe_load(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    steps = _steps(run.path)
+    if steps:
         pictures["Training loss, step by step."] = training_plot(steps)
-    write_json(
-        target / "metrics.json",
-        {
-            "run": str(run),
-            "model": model,
-            "sets": {
-                item.name: {
-                    "num_exams": table.num_exams,
-                    "num_patients": table.num_patients,
-                    "models": {name: _plain(figures) for name, figures in table.rows.items()},
-                    "differences": {name: _plain(figures) for name, figures in found.items()},
-                }
-                for item, table, found in zip(sets, tables, differences, strict=True)
-            },
-            "per_class": by_model[model],
-            "confusion": counts.tolist(),
-            "classes": list(names),
-        },
-    )
-    page = Report(
-        title=f"{index.manifest.data_set.title or index.manifest.data_set.name}: {model}",
-        subtitle=f"Test fold {config['fold']} of {index.manifest.num_folds}, grouped by {config['split']}.",
-        verdict=_verdict(tables[0], differences[0]),
-        tables=tables,
-        per_class=by_model[model],
+    return Report(
+        title=f"{data_set.title or data_set.name}: {run.model}",
+        subtitle=f"Test fold {run.config['fold']} of {run.index.manifest.num_folds} (0 to "
+        f"{run.index.manifest.num_folds - 1}), grouped by {run.config['split']}; one model, trained once.",
+        verdict=_verdicts(scored),
+        warnings=_warnings(run, scored),
+        tables=[item.table for item in scored],
+        baselines=_baselines(run),
+        per_class=whole.per_class[run.model],
         pictures=pictures,
-        facts=_facts(run, record, index),
+        facts=_facts(run),
         commands=[
-            f"prima {record['stage']} {run}/config.yaml --set out=NEW_FOLDER",
-            f"prima evaluate {run}",
+            f"prima {run.record['stage']} {run.path}/config.yaml --set out=NEW_FOLDER",
+            "prima evaluate NEW_FOLDER",
         ],
     )
-    write_atomic(target / "report.html", render(page))
 
 
-def _plain(figures: Mapping[str, Interval]) -> dict[str, Any]:
-    return {name: asdict(item) for name, item in figures.items()}
+def _baselines(run: _Run) -> dict[str, str]:
+    return {item.title: item.inputs for item in metadata_baselines(run.index.manifest.data_set)}
 
 
-def _verdict(table: Table, differences: Mapping[str, Mapping[str, Interval]]) -> str:
-    """One sentence on macro F1 against the strongest baseline."""
-    if not differences:
-        return "There is no baseline to compare with."
-    best = max(differences, key=lambda name: table.rows[name]["macro_f1"].value)
-    gap = differences[best]["macro_f1"]
+def _verdicts(scored: Sequence[_Scored]) -> list[str]:
+    """A sentence a set of exams, on macro F1 against the strongest baseline there."""
+    found = [_verdict(item) for item in scored if item.rows.name != "photos" and item.differences]
+    return found or ["There is no metadata-only baseline to compare with."]
+
+
+def _verdict(item: _Scored) -> str:
+    if not item.table.num_exams:
+        return f"{item.table.title}: there are none in the test fold."
+    best = max(item.differences, key=lambda name: item.table.rows[name]["macro_f1"].value)
+    gap = item.differences[best]["macro_f1"]
     word = "better than" if gap.low > 0 else "worse than" if gap.high < 0 else "not distinguishable from"
+    interval = f", 95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}" if math.isfinite(gap.low) else ""
     return (
-        f"On all exams, macro F1 is {word} the strongest metadata-only baseline ({best}): difference "
-        f"{100 * gap.value:+.1f} points, 95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}, paired over "
-        "patients."
+        f"{item.table.title}: macro F1 is {word} the strongest metadata-only baseline ({best}). Difference "
+        f"{100 * gap.value:+.1f} points{interval}, paired over patients."
     )
 
 
-def _facts(run: Path, record: Mapping[str, Any], index: ExamIndex) -> dict[str, str]:
-    data_set = index.manifest.data_set
-    metrics = read_json(run / "metrics.json")
+def _warnings(run: _Run, scored: Sequence[_Scored]) -> list[str]:
+    """What a reader must know before believing a figure."""
+    found = []
+    rows = scored[0].per_class[run.model]
+    absent = [row["class"] for row in rows if not row["num_exams"]]
+    few = [f"{row['class']} ({row['num_exams']})" for row in rows if 0 < row["num_exams"] < _FEW_EXAMS]
+    if absent:
+        found.append(f"The test fold has no exam of {', '.join(absent)}: averages run over the other classes.")
+    if few:
+        found.append(f"The test fold has very few exams of {', '.join(few)}: macro averages hang on each of them.")
+    if any(item.table.num_patients == 1 for item in scored):
+        found.append("All exams are of one patient: there is nothing to draw intervals from.")
+    return found
+
+
+def _facts(run: _Run) -> dict[str, str]:
+    data_set, record, manifest = run.index.manifest.data_set, run.record, run.index.manifest
+    metrics = read_json(run.path / "metrics.json")
+    chosen = "by the validation fold" if len(run.roles.val) else "the last, there was no validation fold"
     return {
         "data": f"{data_set.title or data_set.name} ({data_set.license or 'licence not stated'}), "
-        f"{index.manifest.num_exams} exams, {index.manifest.num_images} photos",
+        f"{manifest.num_exams} exams, {manifest.num_images} photos",
+        "exams": f"{len(run.roles.train)} trained, {len(run.roles.val)} validated, {len(run.roles.test)} are tested",
         "classes": ", ".join(f"{item.name}: {item.phrase}" for item in data_set.classes),
-        "attributes": ", ".join(data_set.attribute_names),
-        "chosen checkpoint": f"step {metrics['best_step']}, by the validation fold",
+        "attributes": ", ".join(data_set.attribute_names) or "none",
+        "chosen checkpoint": f"step {metrics.get('best_step')}, {chosen}",
         "seed": str(record["seed"]),
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "commit": str(record["git_commit"] or "not a checkout"),
-        "figures": ", ".join(HEADLINE.values()) + "; averages over the classes that occur",
+        "figures": ", ".join(HEADLINE.values()) + " (macro, one class against the rest); averages over the classes "
+        "that occur",
+        **({"citation": data_set.citation} if data_set.citation else {}),
     }
+
+
+def _steps(run: Path) -> list[dict[str, Any]]:
+    path = run / "steps.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise PrimaError(f"not valid JSON ({error})", where=path) from None

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from prima_ray.base import PrimaError
+from prima_ray.config import read_yaml
 from prima_ray.data.attributes import normalise_attributes
+from prima_ray.data.description import AttributeConfig, DataSetConfig
+from prima_ray.data.metadata import text_attributes
 from prima_ray.data.plan import ExamIndex
-from prima_ray.inference.predictor import Exam, Predictor
+from prima_ray.inference.bundle import BundleConfig
+from prima_ray.inference.predictor import Exam, Predictor, check_diagnoses, check_photo
+from prima_ray.stages.rundir import CONFIG
 
 _log = logging.getLogger(__name__)
 
@@ -34,33 +40,56 @@ def run_predict(
     Raises:
         PrimaError: a mistake in the arguments, the photos or the attributes.
     """
-    if (shards is None) == (not images):
-        raise PrimaError("give --shards, or one --image or more", mend="See `prima predict --help`.")
-    if shards is not None:
-        if out is None:
-            raise PrimaError("--shards needs --out, the Parquet file to write")
+    _check_arguments(shards=shards, out=out, images=images, metadata=metadata, as_json=as_json)
+    if shards is not None and out is not None:
         predict_folder(run_dir, shards, Path(out))
         print(f"run: {out}")  # noqa: T201 - the command's answer
         return 0
     answer = predict_exam(run_dir, images, metadata)
-    sys.stdout.write(json.dumps(answer, indent=2) + "\n" if as_json else _table(answer))
+    sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n" if as_json else _table(answer))
     return 0
 
 
+def _check_arguments(
+    *, shards: str | None, out: str | None, images: Sequence[str], metadata: str | None, as_json: bool
+) -> None:
+    see = "See `prima predict --help`."
+    if (shards is None) == (not images):
+        raise PrimaError("give --shards, or one --image or more", mend=see)
+    if shards is None:
+        if out is not None:
+            raise PrimaError("--out goes with --shards; one exam is printed", mend=see)
+        return
+    if out is None:
+        raise PrimaError("--shards needs --out, the Parquet file to write", mend=see)
+    if metadata is not None or as_json:
+        raise PrimaError(f"{'--metadata' if metadata is not None else '--json'} goes with --image", mend=see)
+
+
 def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> dict[str, Any]:
-    """One exam from files: prediction, probabilities, and what was made of the attributes."""
-    raw = read_metadata(metadata)
+    """One exam from files.
+
+    Returns:
+        prediction, probabilities by class, what became of the attributes (`attributes_used`: canonical values that the
+        model read; `attributes_missing`: what it would have read; `attributes_ignored`: given, but nothing that it
+        reads), and the `text` that it read (None for a model of photos alone).
+
+    Raises:
+        PrimaError: see `run_predict`.
+    """
+    # All that can be wrong with the question is found before the weights are read.
+    config = check_diagnoses(run_dir)
+    attributes = normalise_attributes(config.data_set, read_metadata(metadata))
+    photos = tuple(_read(path) for path in images)
     predictor = Predictor.load(run_dir)
-    attributes = normalise_attributes(predictor.data_set, raw)
-    exam = Exam(images=tuple(_read(path) for path in images), attributes=attributes)
-    probabilities = predictor.predict([exam])[0]
-    names = predictor.data_set.class_names
-    used = attributes if predictor.uses_attributes else {}
+    probabilities = predictor.predict([Exam(images=photos, attributes=attributes)])[0]
+    names, read = predictor.data_set.class_names, predictor.read_attributes
     return {
         "prediction": names[int(np.argmax(probabilities))],
         "probabilities": {name: float(value) for name, value in zip(names, probabilities, strict=True)},
-        "attributes_used": used,
-        "attributes_missing": [name for name in predictor.data_set.attribute_names if name not in used],
+        "attributes_used": {name: attributes[name] for name in read if name in attributes},
+        "attributes_missing": [name for name in read if name not in attributes],
+        "attributes_ignored": [name for name in attributes if name not in read],
         "text": predictor.text(attributes),
     }
 
@@ -69,71 +98,143 @@ def read_metadata(metadata: str | None) -> dict[str, object]:
     """Attributes from JSON, or from a file that holds it; none where it is not given.
 
     Raises:
-        PrimaError: it is neither, or no object.
+        PrimaError: it is neither, or no object of plain values.
     """
     if metadata is None:
         return {}
-    text = metadata
-    if not metadata.lstrip().startswith("{"):
+    text, where = metadata, "--metadata"
+    if not metadata.lstrip().startswith(("{", "[")):
+        where = metadata
         try:
             text = Path(metadata).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise PrimaError(
-                f"--metadata is neither a JSON object nor a file ({error})",
+                f"--metadata is neither a JSON object nor a file that can be read ({reason})",
+                where=metadata,
                 mend="""Example: --metadata '{"age": 61, "itch": true}'""",
             ) from None
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PrimaError(f"--metadata: not valid JSON ({error})") from None
+        found = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise PrimaError(f"not valid JSON ({error})", where=where) from None
     if not isinstance(found, dict):
-        raise PrimaError(f"--metadata: expected an object of attributes, got a {type(found).__name__}")
+        raise PrimaError(f"expected an object of attributes, got a {type(found).__name__}", where=where)
+    for name, value in found.items():
+        if isinstance(value, list | dict):
+            kind = "list" if isinstance(value, list) else "object"
+            raise PrimaError(f"{name}: expected a text, a number, true, false or null, got a {kind}", where=where)
+    return found
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON; leave out what is missing, or write null")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
     return found
 
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise PrimaError(f"cannot be read ({error.strerror})", where=path) from None
+    check_photo(data, where=path)
+    return data
 
 
 def _table(answer: dict[str, Any]) -> str:
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
-    lines = [f"{name:>12} {value:6.1%}  {'#' * round(40 * value)}" for name, value in ranked]
-    return "\n".join([f"prediction: {answer['prediction']}", *lines]) + "\n"
+    width = max(len(name) for name, _ in ranked)
+    lines = [f"prediction: {answer['prediction']}", ""]
+    lines += [f"  {name:<{width}}  {value:6.1%}  {'#' * round(40 * value)}".rstrip() for name, value in ranked]
+    if answer["text"] is not None:
+        lines += ["", f"read: {answer['text']}"]
+    for key, title in (
+        ("attributes_missing", "not given"),
+        ("attributes_ignored", "given, but not read by this model"),
+    ):
+        if answer[key]:
+            lines.append(f"{title}: {', '.join(answer[key])}")
+    return "\n".join(lines) + "\n"
 
 
 def predict_folder(run_dir: str, shards: str, out: Path) -> None:
     """Every exam of a shard folder, by Ray Data, into `predictions.parquet`'s columns.
 
     Raises:
-        PrimaError: the shards describe other attributes or classes than the model knows.
+        PrimaError: the file exists or cannot be written, or the shards describe other classes or attributes than the
+            model knows.
     """
     from tqdm import tqdm
 
     from prima_ray.inference.batch import predict_shards
-    from prima_ray.inference.bundle import read_bundle_config
     from prima_ray.stages.training import write_predictions
     from prima_ray.training.cluster import connect
     from prima_ray.training.config import RayContextConfig
 
+    config = check_diagnoses(run_dir)
     index = ExamIndex.read(shards)
-    model = read_bundle_config(Path(run_dir) / "model").data_set
-    if model.class_names != index.manifest.data_set.class_names:
-        raise PrimaError(
-            f"the shards' classes are {', '.join(index.manifest.data_set.class_names)}, the model's "
-            f"{', '.join(model.class_names)}",
-            where=shards,
-        )
+    _check_same_language(config, index.manifest.data_set, where=shards)
+    _check_out(out)
     connect(RayContextConfig(), num_workers=0)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    probabilities = np.zeros((len(index), len(model.classes)))
+    probabilities = np.full((len(index), len(config.data_set.classes)), np.nan)
     with tqdm(total=len(index), desc="predict", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
         run, folder = str(Path(run_dir).resolve()), shards if "://" in shards else str(Path(shards).resolve())
-        for rows, found in predict_shards(run, folder, num_exams=len(index), progress=bar.update):
+        for rows, found in predict_shards(run, folder, index.manifest, progress=bar.update):
             probabilities[rows] = found
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = np.arange(len(index))
-    write_predictions(out, index, rows, index.patient_fold, torch.from_numpy(probabilities))
+    write_predictions(out, index, np.arange(len(index)), index.folds(_split(run_dir)), torch.from_numpy(probabilities))
     _log.info("%d exams predicted", len(index))
+
+
+def _check_out(out: Path) -> None:
+    """The file must be new and its folder writable, before minutes are spent."""
+    if "://" in str(out) or ":/" in str(out):
+        raise PrimaError("--out is a local file", where=out)
+    if out.exists():
+        what = "is a folder, not a file" if out.is_dir() else "exists"
+        raise PrimaError(f"--out {what}", where=out, mend="Name a new file; nothing is overwritten.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise PrimaError(f"--out cannot be written ({error.strerror})", where=out) from None
+
+
+def _check_same_language(config: BundleConfig, found: DataSetConfig, *, where: str) -> None:
+    """Classes and attributes of the shards must mean what they meant in training."""
+    known = config.data_set
+    if known.class_names != found.class_names:
+        raise PrimaError(
+            f"the shards' classes are {', '.join(found.class_names)}, the model's {', '.join(known.class_names)}",
+            where=where,
+        )
+    if config.text is None:
+        return
+    theirs = {item.name: item for item in found.attributes}
+    for item in text_attributes(known, config.text):
+        other = theirs.get(item.name)
+        if other is None:
+            _log.warning("%s: the shards have no attribute %r: it counts as missing", where, item.name)
+        elif _meaning(other) != _meaning(item):
+            raise PrimaError(
+                f"the attribute {item.name!r} of the shards is not the model's: kind, unit or values differ",
+                where=where,
+            )
+
+
+def _meaning(item: AttributeConfig) -> tuple[object, ...]:
+    return (item.kind, getattr(item, "unit", None), tuple(getattr(item, "values", ())))
+
+
+def _split(run_dir: str) -> Literal["patient", "lesion"]:
+    """What the run's folds are grouped by."""
+    path = Path(run_dir) / CONFIG
+    return "lesion" if path.exists() and read_yaml(path).get("split") == "lesion" else "patient"

@@ -17,14 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prima_ray import __version__
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, read_json, write_atomic, write_json
-from prima_ray.config import dump_config
+from prima_ray.config import dump_config, read_yaml
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
+_KEYS = ("stage", "seed", "inputs", "outputs", "versions", "git_commit")
 _PACKAGES = ("ray", "torch", "transformers", "timm", "deepspeed", "peft", "pyarrow", "numpy", "scikit-learn")
 
 
@@ -64,7 +63,7 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
         raise PrimaError(
             "`out` exists and is no run directory (it has no config.yaml)", where=path, mend="Choose another `out`."
         )
-    found = yaml.safe_load((path / CONFIG).read_text())
+    found = read_yaml(path / CONFIG)
     differing = [key for key in _differing(found, wanted) if key.split(".")[0] not in execution_keys]
     if differing:
         shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
@@ -118,10 +117,28 @@ def read_record(path: str | Path, *, stage: str | None = None) -> dict[str, Any]
     if not (path / RECORD).exists():
         state = "is not finished" if (path / CONFIG).exists() else "is no run directory"
         raise PrimaError(f"this {state} (run.json is missing)", where=path, mend="Run its stage again to complete it.")
-    record: dict[str, Any] = read_json(path / RECORD)
+    record: Any = read_json(path / RECORD)
+    absent = [key for key in _KEYS if not isinstance(record, dict) or key not in record]
+    if absent:
+        raise PrimaError(f"damaged: it has no key {absent[0]!r}", where=path / RECORD)
     if stage is not None and record.get("stage") != stage:
         raise PrimaError(f"this is a run of {record.get('stage')}, expected one of {stage}", where=path)
-    return record
+    found: dict[str, Any] = record
+    return found
+
+
+def check_outputs(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Every file that a child may read must be there: a copy may have been cut short.
+
+    Raises:
+        PrimaError: naming the first that is not.
+    """
+    for name in record["outputs"]:
+        file = Path(path) / name
+        if not file.is_file():
+            raise PrimaError(
+                "this file of the run is missing", where=file, mend="Copy the run again, or train it again."
+            )
 
 
 def input_hash(path: str) -> str:
@@ -162,9 +179,13 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from; None where it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        # An environment may lie inside somebody else's repository, whose commit says nothing of this program.
+        return None
     try:
         answer = subprocess.run(  # noqa: S603 - fixed arguments
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607 - git of the user's PATH
+            ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - git of the user's PATH
             capture_output=True,
             text=True,
             timeout=10,
