@@ -73,11 +73,13 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
+    with warnings.catch_warnings():
         # A damaged EXIF block says nothing about orientation; the photo itself may be fine.
-        return image
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:
+            return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -253,8 +253,8 @@ def _maps(pairs: Sequence[tuple[str, str]], agreement: float) -> bool:
         return False
     right = 0
     for counts in by_value.values():
-        most, second = sorted((0, *counts.values()), reverse=True)[:2]
-        right += most if most > max(1, second) else 0
+        most, next_most = sorted((0, *counts.values()), reverse=True)[:2]
+        right += most if most > max(1, next_most) else 0
     blind = Counter(second for _, second in pairs).most_common(1)[0][1] / len(pairs)
     return right / len(pairs) >= agreement and blind < agreement - 0.02
 

@@ -51,6 +51,8 @@ def read_table(
     )
     try:
         info = filesystem.get_file_info(inner)
+        if info.type == pafs.FileType.Directory:
+            raise PrimaError("is a folder, not a table", where=path)
         if info.type == pafs.FileType.File and info.size == 0:
             raise PrimaError("the table is an empty file", where=path)
         if suffix in _PARQUET:
@@ -97,8 +99,6 @@ def _unreadable(path: str, error: Exception, *, encoding: str) -> PrimaError:
         )
     if isinstance(error, LookupError):
         return PrimaError(f"source.encoding: {encoding!r} is no encoding that Python knows")
-    if isinstance(error, IsADirectoryError):
-        text = "it is a folder"
     mend = "Cells that hold the delimiter or a line break must be quoted." if "CSV parse error" in text else None
     return PrimaError(f"cannot be read as a table ({text})", where=path, mend=mend)
 
