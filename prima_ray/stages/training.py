@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prima_ray.base import PrimaError, write_json
+from prima_ray.base import PrimaError, is_uri, write_json
 from prima_ray.data.plan import ExamIndex, Roles, plan_epoch, split_roles
 from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.stages.rundir import RunDir, finish_run, open_run
-from prima_ray.training.checkpoint import load_best
-from prima_ray.training.config import TrainingConfig
+from prima_ray.training.checkpoint import load_best, load_last
+from prima_ray.training.config import LocalContextConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
 from prima_ray.training.engine import State, trainable_parameters
 from prima_ray.training.launch import launch
 from prima_ray.training.loop import TrainingJob
 from prima_ray.training.task import Task
+from prima_ray.training.tracking import absolute_uri
 
 _log = logging.getLogger(__name__)
 
@@ -91,26 +92,28 @@ def run_training(
     )
     if labelled:
         roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
-    _check_rows(roles, shards)
+    _check_rows(roles, config, shards)
     plan = Plan(run=run, index=index, roles=roles)
     task = make_task(plan)
     _log.info(
         "%s: %d exams train, %d validate, %d are held out", stage, len(roles.train), len(roles.val), len(roles.test)
     )
-    launch(
-        TrainingJob(
-            config=config,
-            task=task,
-            run=run.path.resolve(),
-            shards=shards,
-            train_rows=roles.train,
-            val_rows=roles.val,
-            files=index.file if config.shuffle_window else None,
+    last = load_last(run.path / "checkpoints")
+    if last is None or not last[1].done:
+        launch(
+            TrainingJob(
+                config=_portable(config),
+                task=task,
+                run=run.path.resolve(),
+                shards=shards,
+                train_rows=roles.train,
+                val_rows=roles.val,
+                files=index.file if config.shuffle_window else None,
+            )
         )
-    )
     state, progress = load_best(run.path / "checkpoints")
     # Found finished: the workers computed whatever is computed once.
-    prepared = task.prepare(LocalContext())
+    prepared = task.prepare(_driver_context(config))
     model = prepared.build()
     load_parameters(model, state)
     model.eval()
@@ -123,9 +126,25 @@ def run_training(
     return run.path
 
 
-def _check_rows(roles: Roles, shards: str) -> None:
+def _check_rows(roles: Roles, config: TrainingConfig, shards: str) -> None:
     if not len(roles.train):
         raise PrimaError("no exams are left to train on", where=shards, mend="Check `fold` and `val_fold`.")
+    if not len(roles.val) and (config.fold != "none" or config.val_fold is not None):
+        raise PrimaError("the validation fold holds no exams", where=shards, mend="Choose another `val_fold`.")
+
+
+def _portable(config: TrainingConfig) -> TrainingConfig:
+    """The config for workers, whose working directory is another one."""
+    uri = config.tracking.mlflow_uri
+    if uri is None:
+        return config
+    tracking = config.tracking.model_copy(update={"mlflow_uri": absolute_uri(uri)})
+    return config.model_copy(update={"tracking": tracking})
+
+
+def _driver_context(config: TrainingConfig) -> LocalContext:
+    """This process, on the device that training used if it ran here."""
+    return LocalContext(config.context.device if isinstance(config.context, LocalContextConfig) else "auto")
 
 
 def load_parameters(model: nn.Module, state: State) -> None:
@@ -137,7 +156,8 @@ def load_parameters(model: nn.Module, state: State) -> None:
 
 def feature_root(config: TrainingConfig) -> str:
     """Where frozen towers' features are kept: shared by the runs beside this one."""
-    return config.feature_cache or str(Path(config.out).resolve().parent / "features")
+    root = config.feature_cache or str(Path(config.out).resolve().parent / "features")
+    return root if is_uri(root) else str(Path(root).resolve())
 
 
 def check_view_size(views: ViewConfig, image_size: int) -> None:
@@ -157,10 +177,10 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
     """
     index, roles = trained.plan.index, trained.plan.roles
     rows = np.sort(np.concatenate([roles.val, roles.test]))
-    context = LocalContext()
+    context = _driver_context(config)
     model = trained.model.to(context.device)
     spec = trained.task.stream(train=False)
-    plan = plan_epoch(rows, global_batch=64, seed=0, epoch=0, shuffle=False)
+    plan = plan_epoch(rows, global_batch=min(config.micro_batch or 64, 64), seed=0, epoch=0, shuffle=False)
     observed: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for batch in context.batches(trained.plan.index.shards, [(0, plan)], spec):

@@ -2,14 +2,13 @@
 
     checkpoints/step-00000120/state.safetensors    what `Engine.export_state` gave
     checkpoints/step-00000120/checkpoint.json      the cursor, the metrics, the hash of the state: the commit
-    checkpoints/best.json                          the step of the best one
 
-A folder without a readable manifest, or whose state does not match its hash, is torn: the one before it is used.
+A folder without a readable manifest, or whose state does not match its hash, is torn: the one before it is used. The
+newest whole manifest also says which step is the best so far, so that one file commits both.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -40,25 +39,23 @@ class Progress:
     """Early stopping or the last step was reached."""
 
 
-def save_checkpoint(folder: Path, state: State, progress: Progress, *, best: bool, keep_last: int) -> Path:
-    """Commit a checkpoint, point `best.json` at it if ``best``, and drop the superseded ones.
+def save_checkpoint(folder: Path, state: State, progress: Progress, *, keep_last: int) -> Path:
+    """Commit a checkpoint and drop the superseded ones.
 
     Args:
         folder: the run's `checkpoints/`.
         state: from `Engine.export_state`.
-        keep_last: how many of the newest stay, besides the best.
+        keep_last: how many of the newest stay, besides `progress.best_step`.
     """
     from safetensors.torch import save_file
 
-    target = folder / f"step-{progress.step:08d}"
+    target = folder / _name(progress.step)
     # A torn attempt at the same step may lie there; it never had a manifest that matched.
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, target / _STATE)
     write_json(target / _MANIFEST, {"progress": vars(progress), "sha256": hash_file(target / _STATE)})
-    if best:
-        write_json(folder / "best.json", {"step": progress.step})
-    _drop_old(folder, keep_last)
+    _drop_others(folder, progress, keep_last)
     return target
 
 
@@ -78,8 +75,11 @@ def load_best(folder: Path) -> tuple[State, Progress]:
     Raises:
         PrimaError: there is none, or it is damaged.
     """
-    step = read_json(folder / "best.json")["step"]
-    return load_checkpoint(folder / f"step-{step:08d}")
+    last = load_last(folder)
+    if last is None or last[1].best_step is None:
+        raise PrimaError("no checkpoint here has been chosen yet", where=folder, mend="Run the stage again.")
+    step = last[1].best_step
+    return last if step == last[1].step else load_checkpoint(folder / _name(step))
 
 
 def load_checkpoint(target: Path) -> tuple[State, Progress]:
@@ -102,17 +102,20 @@ def load_checkpoint(target: Path) -> tuple[State, Progress]:
     return load_file(target / _STATE), Progress(**manifest["progress"])
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _newest_first(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.glob("step-*"), reverse=True)
 
 
-def _drop_old(folder: Path, keep_last: int) -> None:
-    try:
-        best = json.loads((folder / "best.json").read_text())["step"]
-    except (OSError, json.JSONDecodeError, KeyError):
-        best = None
-    for target in list(_newest_first(folder))[keep_last:]:
-        if target.name != f"step-{best or -1:08d}":
+def _drop_others(folder: Path, progress: Progress, keep_last: int) -> None:
+    newest = list(_newest_first(folder))
+    current = newest.index(folder / _name(progress.step))
+    # What lies beyond the step that was just taken is torn, or training would have gone on from it.
+    for target in newest[:current] + newest[current + keep_last :]:
+        if progress.best_step is None or target.name != _name(progress.best_step):
             # The manifest goes first, so that a half-removed checkpoint is a torn one.
             (target / _MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(target, ignore_errors=True)

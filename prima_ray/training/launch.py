@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prima_ray.base import PrimaError, read_json, write_json
 from prima_ray.training.cluster import check_budget, connect
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.task import AgreedError
 
 _MISTAKE = "mistake.json"
 
@@ -26,19 +33,37 @@ def launch(job: TrainingJob) -> None:
     if isinstance(context, RayContextConfig):
         _launch_ray(job, context)
     else:
-        _single_process_group(job)
-        train(job, LocalContext(context.device))
+        worker = LocalContext(context.device)
+        if job.config.engine.kind == "deepspeed":
+            with _group_of_one(worker.device):
+                train(job, worker)
+        else:
+            train(job, worker)
 
 
-def _single_process_group(job: TrainingJob) -> None:
-    """DeepSpeed wants a process group, even of one."""
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[None]:
+    """DeepSpeed wants a process group and a launcher's variables, even for one process.
+
+    The variables go again, for a Ray cluster that a later stage starts would hand them to its workers. The group
+    stays: DeepSpeed keeps groups derived from it for as long as the process lives.
+    """
     import torch.distributed as dist
 
-    if job.config.engine.kind != "deepspeed" or dist.is_initialized():
-        return
-    store = dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    if not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
@@ -67,7 +92,8 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with _interruptible():
+            trainer.fit()
     except Exception as error:
         raise _mistake(job) or error from None
     mistake = _mistake(job)
@@ -75,16 +101,35 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         raise mistake
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt again: Ray Train stops the workers, then exits the process with 0, as if done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _ray_worker(config: dict[str, Any]) -> None:
     job: TrainingJob = config["job"]
     if (job.run / _MISTAKE).exists():
         # The group was restarted after a mistake of the user's: trying again would end the same way.
         return
+    context = RayContext()
     try:
-        train(job, RayContext())
+        train(job, context)
     except PrimaError as error:
         write_json(job.run / _MISTAKE, {"what": error.what, "where": error.where, "mend": error.mend})
-        raise
+        # Raising makes Ray tear the other workers down, print its own account, and start the group again. Where no
+        # worker waits for this one, all of them can as well return.
+        if context.world_size > 1 and not isinstance(error, AgreedError):
+            raise
 
 
 def _mistake(job: TrainingJob) -> PrimaError | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prima_ray.base import PrimaError, hash_key
+from prima_ray.base import hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
@@ -28,7 +30,7 @@ from prima_ray.training.engine import Engine, State, build_engine, trainable_par
 from prima_ray.training.gather import Gather
 from prima_ray.training.gradient_cache import backward_cached, concatenate
 from prima_ray.training.schedule import learning_rate
-from prima_ray.training.task import Task
+from prima_ray.training.task import AgreedError, Task, refuse_unkeyed
 from prima_ray.training.tracking import Tracker
 
 Rows = NDArray[np.int64]
@@ -54,7 +56,10 @@ def train(job: TrainingJob, context: WorkerContext) -> None:
     """Train to the end, from the newest whole checkpoint if there is one. Collective: every rank calls it.
 
     Raises:
-        PrimaError: the loss is not finite, or the stream met something broken. The last checkpoint stays.
+        AgreedError: the loss or its gradient is not finite, or the checkpoint or config does not fit the task.
+        PrimaError: this rank's stream met something broken.
+
+    The last checkpoint stays in either case.
     """
     _Loop(job, context).run()
 
@@ -70,8 +75,10 @@ class _Loop:
         local_batch = math.ceil(self.config.global_batch / context.world_size)
         self.micro_batch = min(self.config.micro_batch or local_batch, local_batch)
         torch.manual_seed(hash_key(self.config.seed, "torch") % 2**63)
+        model = self.task.build()
+        refuse_unkeyed(model)
         self.engine: Engine = build_engine(
-            self.task.build(),
+            model,
             self.config.engine,
             self.config.optimizer,
             precision=self.config.precision,
@@ -103,22 +110,21 @@ class _Loop:
     def _run_steps(self, tracker: Tracker | None) -> None:
         self.engine.module.train()
         first = self.progress.step
-        batches = self.context.batches(
-            self.job.shards,
-            plan_steps(
-                self.job.train_rows,
-                global_batch=self.config.global_batch,
-                seed=self.config.seed,
-                total_steps=self.total_steps,
-                start_step=first,
-                rank=self.context.rank,
-                world_size=self.context.world_size,
-                window_rows=self.config.shuffle_window,
-                files=self.job.files,
-            ),
-            self.task.stream(train=True),
+        steps = plan_steps(
+            self.job.train_rows,
+            global_batch=self.config.global_batch,
+            seed=self.config.seed,
+            total_steps=self.total_steps,
+            start_step=first,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            window_rows=self.config.shuffle_window,
+            files=self.job.files,
         )
-        with self.context.progress(total=self.total_steps, initial=first, description=self.task.kind) as bar:
+        with (
+            closing(self.context.batches(self.job.shards, steps, self.task.stream(train=True))) as batches,
+            self.context.progress(total=self.total_steps, initial=first, description=self.task.kind) as bar,
+        ):
             started = time.perf_counter()
             for step, batch in zip(range(first, self.total_steps), batches, strict=True):
                 lr = learning_rate(step, self.total_steps, self.config.optimizer)
@@ -149,16 +155,23 @@ class _Loop:
         else:
             total, parts = self._accumulate(batch, micro)
         figures = self._reduce({"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}})
-        if not math.isfinite(figures["loss"]):
-            ids = self.context.gather_objects(_real_ids(batch))
-            raise PrimaError(
-                f"the loss is {figures['loss']} at step {step + 1} (exams {', '.join(ids[:4])}, ...)",
-                where=self.job.run,
-                mend=f"The state after step {max(self.saved_step, 0)} is kept. A lower optimizer.lr, or "
-                "precision fp32, usually helps.",
-            )
+        self._check_finite("loss", figures["loss"], batch, step)
         figures["grad_norm"] = self.engine.step(lr)
+        # After the update, which it may have spoilt: nothing is saved between here and there.
+        self._check_finite("gradient's norm", figures["grad_norm"], batch, step)
         return figures
+
+    def _check_finite(self, name: str, value: float, batch: ImageTextBatch, step: int) -> None:
+        """Every rank sees the same value, so all of them raise or none."""
+        if math.isfinite(value):
+            return
+        ids = self.context.gather_objects(_real_ids(batch))
+        kept = f"The state after step {self.saved_step} is kept. " if self.saved_step > 0 else ""
+        raise AgreedError(
+            f"the {name} is {value} at step {step + 1} (exams {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''})",
+            where=self.job.run,
+            mend=f"{kept}A lower optimizer.lr, or precision: fp32, usually helps.",
+        )
 
     def _accumulate(self, batch: ImageTextBatch, micro: list[ImageTextBatch]) -> tuple[Tensor, dict[str, Tensor]]:
         weight = self.task.batch_weight(batch).detach().clone()
@@ -190,55 +203,55 @@ class _Loop:
         epoch_end = step % self.steps_per_epoch == 0
         epoch = step // self.steps_per_epoch
         if last or (epoch_end and epoch % self.config.validate_every_epochs == 0):
-            improved = self._validate(tracker, done=last)
-            self._save(best=improved)
+            self._validate(tracker, last=last)
+            self._save()
         elif self.config.checkpoint_every_steps and step % self.config.checkpoint_every_steps == 0:
-            self._save(best=False)
+            self._save()
 
-    def _validate(self, tracker: Tracker | None, *, done: bool) -> bool:
-        """Look at the validation fold, move `progress` on, and say whether this is the best state so far."""
+    def _validate(self, tracker: Tracker | None, *, last: bool) -> None:
+        """Look at the validation fold, and move `progress` on: is this the best state so far, is training over."""
         selection, progress = self.config.selection, self.progress
         if not len(self.job.val_rows):
-            self.progress = replace(progress, best_step=progress.step, done=done)
-            return True
+            self.progress = replace(progress, best_step=progress.step, done=last)
+            return
         metrics = self._observe_validation()
         if tracker:
             tracker.validation(metrics, progress.step)
         self.context.report({"step": progress.step, **metrics})
         if selection.metric not in metrics:
-            raise PrimaError(
+            raise AgreedError(
                 f"selection.metric is {selection.metric!r}, which {self.task.kind} does not report",
                 mend=f"It reports {', '.join(sorted(metrics))}.",
             )
         value, epoch = metrics[selection.metric], progress.step // self.steps_per_epoch
         sign = 1.0 if selection.mode == "max" else -1.0
-        too_early = epoch < selection.min_epochs and not done
+        too_early = epoch < selection.min_epochs and not last
         better = progress.best_value is None or sign * value > sign * progress.best_value
-        improved = better and not too_early
+        # A figure that is not a number is no better than another, but some state has to be chosen in the end.
+        improved = better and not too_early and math.isfinite(value)
         waited = 0 if improved or too_early else progress.epochs_since_best + self.config.validate_every_epochs
-        stop = selection.patience_epochs is not None and waited >= selection.patience_epochs
+        done = last or (selection.patience_epochs is not None and waited >= selection.patience_epochs)
+        chosen = improved or (done and progress.best_step is None)
         self.progress = replace(
             progress,
             metrics=metrics,
             best_value=value if improved else progress.best_value,
-            best_step=progress.step if improved else progress.best_step,
+            best_step=progress.step if chosen else progress.best_step,
             epochs_since_best=waited,
-            done=done or stop,
+            done=done,
         )
-        return improved
 
     def _observe_validation(self) -> dict[str, float]:
         # Shuffled once and for all: neighbours in the shards may share a label, and contrastive losses would see it.
         plan = plan_epoch(self.job.val_rows, global_batch=self.config.global_batch, seed=self.config.seed, epoch=0)
         rows = rank_rows(plan, rank=self.context.rank, world_size=self.context.world_size)
-        batches = self.context.batches(
-            self.job.shards,
-            [(0, rows)],
-            self.task.stream(train=False),
-        )
-        self.engine.module.eval()
+        spec = self.task.stream(train=False)
         seen: dict[str, list[Tensor]] = {}
-        with torch.no_grad():
+        with (
+            closing(self.context.batches(self.job.shards, [(0, rows)], spec)) as batches,
+            _evaluating(self.engine.module),
+            torch.no_grad(),
+        ):
             for host_batch in batches:
                 batch = host_batch.to(self.context.device)
                 outputs = concatenate(
@@ -248,17 +261,14 @@ class _Loop:
                 observed = self.task.observe(outputs, batch, gather=self.gather)
                 for key, value in {**observed, "weights": batch.weights}.items():
                     seen.setdefault(key, []).append(self.gather(value) if self.gather else value)
-        self.engine.module.train()
         whole = {key: torch.cat(values).cpu() for key, values in seen.items()}
         real = whole.pop("weights") > 0
         return self.task.metrics({key: value[real] for key, value in whole.items()})
 
-    def _save(self, *, best: bool) -> None:
+    def _save(self) -> None:
         state = self.engine.export_state()
         if self.context.rank == 0:
-            save_checkpoint(
-                self.checkpoints, state, self.progress, best=best, keep_last=self.config.checkpoint.keep_last
-            )
+            save_checkpoint(self.checkpoints, state, self.progress, keep_last=self.config.checkpoint.keep_last)
         self.saved_step = self.progress.step
         self.context.barrier()
 
@@ -267,7 +277,7 @@ class _Loop:
         found = {key.removeprefix("param/") for key in state if key.startswith("param/")}
         if wanted != found:
             odd = sorted(wanted ^ found)[0]
-            raise PrimaError(
+            raise AgreedError(
                 f"the checkpoint does not fit the model: {odd} is only in {'it' if odd in found else 'the model'}",
                 where=self.checkpoints,
                 mend="Resume with the config and version that wrote it, or choose another `out`.",
@@ -285,7 +295,7 @@ class _Loop:
         }
 
     def _params(self) -> dict[str, Any]:
-        return {"task": self.task.kind, "steps": self.total_steps, "seed": self.config.seed}
+        return {"task": self.task.kind, "steps": self.total_steps, **self.config.model_dump(mode="json")}
 
     def _note_start(self, tracker: Tracker) -> None:
         """One line a start: who trains, from where, and what is done twice."""
@@ -298,6 +308,15 @@ class _Loop:
         }
         with (self.job.run / "starts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
 
 
 def _real_ids(batch: ImageTextBatch) -> list[str]:

@@ -13,10 +13,14 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from prima_ray.base import hash_key
+from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.training.contexts import StreamSpec, WorkerContext
 from prima_ray.training.gather import Gather
+
+
+class AgreedError(PrimaError):
+    """A mistake that every rank finds at the same point: none of them is left waiting for another."""
 
 
 class Task(Protocol):
@@ -80,3 +84,28 @@ def seeded_init(seed: int, *key: object) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_key(seed, *key) % 2**63)
         yield
+
+
+_RATES = ("drop_prob", "drop_rate", "dropout", "attention_dropout")
+"""Where layers of torch, timm and transformers keep the rate of their random masks."""
+
+
+def refuse_unkeyed(module: nn.Module) -> None:
+    """Refuse layers whose result depends on which exams share a worker's batch, or on a worker's random numbers.
+
+    Raises:
+        AgreedError: naming the layer.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise AgreedError(
+                f"the layer {name} is a batch norm, which mixes the exams of a worker's batch",
+                mend="Choose a model with layer or group norm.",
+            )
+        for key in ("p",) if isinstance(layer, nn.modules.dropout._DropoutNd) else _RATES:
+            rate = getattr(layer, key, None)
+            if isinstance(rate, float) and rate > 0:
+                raise AgreedError(
+                    f"the layer {name} drops at random ({key} {rate:g}), which would depend on the worker that draws",
+                    mend="Set its rate to 0; `text.attribute_dropout` and `views.augment` are keyed by exam.",
+                )

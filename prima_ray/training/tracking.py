@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, write_atomic
 from prima_ray.training.config import TrackingConfig
+
+_MLFLOW_PARAM_CHARS = 500
+_MLFLOW_PARAMS_A_CALL = 100
+_MLFLOW_METRICS_A_CALL = 1000
+"""What every MLflow server takes."""
+_MLFLOW_EVERY_S = 10.0
 
 
 class Tracker:
@@ -35,6 +42,8 @@ class Tracker:
         """The figures of one validation."""
         self._write("val", metrics, step)
         self._board.flush()
+        if self._mlflow:
+            self._mlflow.flush()
 
     def _write(self, prefix: str, numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
@@ -70,8 +79,19 @@ def _truncate(path: Path, resume_step: int) -> int:
             kept.append(line)
         else:
             dropped += 1
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if dropped:
+        write_atomic(path, "".join(f"{line}\n" for line in kept))
     return dropped
+
+
+def absolute_uri(uri: str) -> str:
+    """An MLflow store's address that means the same in a worker, which has a working directory of its own."""
+    scheme, found, path = uri.partition("://")
+    if not found:
+        return uri if uri.startswith(("databricks", "file:")) else str(Path(uri).resolve())
+    if scheme == "sqlite" and path.startswith("/") and not path.startswith("//"):
+        return f"sqlite:///{Path(path[1:]).resolve()}"
+    return uri
 
 
 class _MlflowRun:
@@ -80,28 +100,64 @@ class _MlflowRun:
     def __init__(self, run: Path, config: TrackingConfig, params: Mapping[str, Any]) -> None:
         try:
             from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
         except ImportError:
             raise PrimaError(
                 "tracking.mlflow_uri is set, but MLflow is not installed", mend="Install prima-ray[mlflow]."
             ) from None
-        self._client = MlflowClient(tracking_uri=config.mlflow_uri)
+        try:
+            self._client = MlflowClient(tracking_uri=config.mlflow_uri)
+            self._id = self._open(run, config, params)
+        except MlflowException as error:
+            raise PrimaError(
+                f"MLflow does not take the run ({str(error).splitlines()[0]})",
+                where=config.mlflow_uri,
+                mend="Check tracking.mlflow_uri, or set it to null.",
+            ) from None
+        self._waiting: list[Any] = []
+        self._sent = time.monotonic()
+
+    def _open(self, run: Path, config: TrackingConfig, params: Mapping[str, Any]) -> str:
+        from mlflow.entities import Param
+
         id_file = run / "mlflow_run_id"
         if id_file.exists():
-            self._id = id_file.read_text().strip()
-            self._client.update_run(self._id, status="RUNNING")
-            return
+            known = id_file.read_text().strip()
+            self._client.update_run(known, status="RUNNING")
+            return known
         experiment = self._client.get_experiment_by_name(config.mlflow_experiment)
         experiment_id = (
             experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow_experiment)
         )
-        self._id = self._client.create_run(experiment_id, run_name=run.name).info.run_id
-        id_file.write_text(self._id)
-        for key, value in params.items():
-            self._client.log_param(self._id, key, value)
+        created: str = self._client.create_run(experiment_id, run_name=run.name).info.run_id
+        flat = [Param(key, str(value)[:_MLFLOW_PARAM_CHARS]) for key, value in _flatten(params)]
+        for start in range(0, len(flat), _MLFLOW_PARAMS_A_CALL):
+            self._client.log_batch(created, params=flat[start : start + _MLFLOW_PARAMS_A_CALL])
+        write_atomic(id_file, created)
+        return created
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        for name, value in numbers.items():
-            self._client.log_metric(self._id, name, value, step=step)
+        from mlflow.entities import Metric
+
+        moment = time.time_ns() // 1_000_000
+        self._waiting += [Metric(name, value, moment, step) for name, value in numbers.items()]
+        # A call may cross a network, so not one a figure.
+        if len(self._waiting) >= _MLFLOW_METRICS_A_CALL or time.monotonic() - self._sent > _MLFLOW_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        for start in range(0, len(self._waiting), _MLFLOW_METRICS_A_CALL):
+            self._client.log_batch(self._id, metrics=self._waiting[start : start + _MLFLOW_METRICS_A_CALL])
+        self._waiting, self._sent = [], time.monotonic()
 
     def close(self, *, failed: bool) -> None:
+        self.flush()
         self._client.set_terminated(self._id, status="FAILED" if failed else "FINISHED")
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -15,8 +15,8 @@ def state(value: float) -> State:
     return {"param/w": torch.full((2, 3), value), "step": torch.tensor([int(value)])}
 
 
-def save(folder: Path, step: int, *, best: bool = False, keep_last: int = 1) -> Path:
-    return save_checkpoint(folder, state(float(step)), Progress(step=step), best=best, keep_last=keep_last)
+def save(folder: Path, step: int, *, best: int | None = None, keep_last: int = 1) -> Path:
+    return save_checkpoint(folder, state(float(step)), Progress(step=step, best_step=best), keep_last=keep_last)
 
 
 def names(folder: Path) -> list[str]:
@@ -24,9 +24,9 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_last_and_the_best_stay(tmp_path: Path):
-    save(tmp_path, 10, best=True)
-    save(tmp_path, 20)
-    save(tmp_path, 30)
+    save(tmp_path, 10, best=10)
+    save(tmp_path, 20, best=10)
+    save(tmp_path, 30, best=10)
     assert names(tmp_path) == ["step-00000010", "step-00000030"]
     loaded = load_last(tmp_path)
     assert loaded is not None
@@ -37,7 +37,7 @@ def test_the_last_and_the_best_stay(tmp_path: Path):
 
 def test_progress_comes_back_whole(tmp_path: Path):
     progress = Progress(step=7, best_value=0.5, best_step=3, epochs_since_best=2, metrics={"a": 1.0}, done=True)
-    save_checkpoint(tmp_path, state(7.0), progress, best=False, keep_last=1)
+    save_checkpoint(tmp_path, state(7.0), progress, keep_last=1)
     loaded = load_last(tmp_path)
     assert loaded is not None
     assert loaded[1] == progress
@@ -71,5 +71,23 @@ def test_a_torn_attempt_is_overwritten(tmp_path: Path):
     assert json.loads((torn / "checkpoint.json").read_text())["progress"]["step"] == 10
 
 
+def test_a_new_best_lets_the_old_one_go(tmp_path: Path):
+    save(tmp_path, 10, best=10)
+    save(tmp_path, 20, best=20)
+    assert names(tmp_path) == ["step-00000020"]
+    assert load_best(tmp_path)[1].step == 20
+
+
+def test_what_a_torn_attempt_left_beyond_the_new_step_goes(tmp_path: Path):
+    save(tmp_path, 10, best=10)
+    torn = save(tmp_path, 30, best=10)
+    (torn / "checkpoint.json").unlink()
+    save(tmp_path, 20, best=10)
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+
+
 def test_nothing_to_load_is_none(tmp_path: Path):
     assert load_last(tmp_path) is None
+    with pytest.raises(PrimaError) as caught:
+        load_best(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: no checkpoint here has been chosen yet\n  Run the stage again."
