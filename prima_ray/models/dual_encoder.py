@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prima_ray.base import StrictConfig
@@ -30,6 +30,29 @@ class TemperatureConfig(StrictConfig):
     minimum: float = Field(default=0.01, gt=0)
     maximum: float = Field(default=1.0, gt=0)
     learnable: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.minimum <= self.initial <= self.maximum:
+            raise ValueError(f"initial {self.initial:g} is not between {self.minimum:g} and {self.maximum:g}")
+        return self
+
+
+class _Clamp(torch.autograd.Function):
+    """A clamp out of which a gradient that points inwards still leads; torch's own gradient is zero outside."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, minimum: float, maximum: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.bounds = minimum, maximum
+        return value.clamp(minimum, maximum)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (value,), (gradient,) = ctx.saved_tensors, gradients
+        minimum, maximum = ctx.bounds
+        outwards = ((value < minimum) & (gradient > 0)) | ((value > maximum) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0.0), None, None
 
 
 def build_head(in_width: int, config: ProjectionConfig) -> nn.Module:
@@ -108,7 +131,7 @@ class DualEncoder(nn.Module):
             "image_seq": self.heads.image(image_seq),
             "text_cls": self.heads.text(text_cls),
             "text_seq": self.heads.text(text_seq),
-            "temperature": self.log_temperature.exp().clamp(bounds.minimum, bounds.maximum),
+            "temperature": _Clamp.apply(self.log_temperature.exp(), bounds.minimum, bounds.maximum),
         }
 
 

@@ -7,7 +7,6 @@ one: a module with `forward(batch) -> {"logits"}`, its config with a `kind`, one
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -18,6 +17,7 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.models.classifier import mean_over_views
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
+from prima_ray.models.pretrained import from_architecture, load_pretrained
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer
 
 _SPECIALS = {"img_start": "start of the image", "txt_start": "start of the patient data"}
@@ -63,10 +63,16 @@ class Qwen3FusionConfig(StrictConfig):
             raise ValueError("give one of name, path and config")
         if self.config is not None and self.trainable == "lora":
             raise ValueError("LoRA over random weights adapts noise: set trainable to full, or name a model")
+        if self.config is not None and self.config.get("model_type", "qwen3") != "qwen3":
+            raise ValueError(f"config.model_type is {self.config['model_type']}, expected qwen3")
         return self
 
     def build(self, inputs: FusionInputs) -> Qwen3Fusion:
-        """The model on the CPU (or on the device of a `torch.device` context)."""
+        """The model on the CPU. On the meta device (`with torch.device("meta")`) no weights are read.
+
+        Raises:
+            PrimaError: the model is neither in the folder nor to be had by name, or is no Qwen-3.
+        """
         return Qwen3Fusion(self, inputs)
 
 
@@ -115,7 +121,7 @@ class Qwen3Fusion(nn.Module):
         super().__init__()
         self.config, self.inputs = config, inputs
         tokenizer = fusion_tokenizer(config)
-        self.backbone = _build_backbone(config, vocab_size=len(tokenizer.loaded))
+        self.backbone, output_layer = _build_backbone(config, tokenizer)
         set_trainable(self.backbone, config.trainable, config.lora)
         if config.gradient_checkpointing:
             self.backbone.gradient_checkpointing_enable()
@@ -141,7 +147,11 @@ class Qwen3Fusion(nn.Module):
         # Classes past the alphabet, and models whose output rows are not their input rows, have rows of their own.
         own = len(inputs.class_phrases) - len(letters)
         self.extra_classes = nn.Parameter(torch.randn(own, width) * 0.02) if own else None
-        self.output_rows = _untied_rows(config, letters)
+        self.output_rows: nn.Parameter | None = None
+        if output_layer is not None:
+            self.output_rows = nn.Parameter(
+                output_layer.weight.detach()[list(letters)].clone(), requires_grad=config.trainable == "full"
+            )
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """Cached features of N exams -> logits (N, C) over the class tokens at the last position."""
@@ -168,7 +178,8 @@ class Qwen3Fusion(nn.Module):
         hidden = self.backbone(
             inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state[:, -1]
-        return {"logits": hidden @ self._class_rows().to(hidden.dtype).T}
+        with torch.autocast(hidden.device.type, enabled=False):
+            return {"logits": hidden.float() @ self._class_rows().float().T}
 
     def _words(self, ids: Tensor, always: Tensor) -> tuple[Tensor, Tensor]:
         embedded: Tensor = self.backbone.get_input_embeddings()(ids)
@@ -250,44 +261,18 @@ def prompt_tokens(inputs: FusionInputs, tokenizer: TextTokenizer) -> tuple[list[
         found: list[int] = tokenizer.loaded(text, add_special_tokens=False)["input_ids"]
         return found
 
-    singles = [ids(letter) for letter in letters]
+    # With the space before them: so they stand in the prompt, and so one would follow the cue.
+    singles = [ids(f" {letter}") for letter in letters]
     if any(len(single) != 1 for single in singles) or len({single[0] for single in singles}) < len(singles):
         raise PrimaError("the letters A, B, C ... are not single tokens of this tokenizer", where=tokenizer.name)
     return ids(prompt), ids("The diagnosis is"), [single[0] for single in singles]
 
 
-def _build_backbone(config: Qwen3FusionConfig, *, vocab_size: int) -> Any:
-    from transformers import AutoConfig, AutoModel, Qwen3Config, Qwen3Model
-
+def _build_backbone(config: Qwen3FusionConfig, tokenizer: TextTokenizer) -> tuple[Any, Any]:
+    """The model without its output layer, and that layer where it is not the embeddings again (Qwen3-8B's is not)."""
     if config.config is not None:
-        fields = {"vocab_size": vocab_size, "tie_word_embeddings": True, **config.config}
-        fields.pop("model_type", None)
-        return Qwen3Model._from_config(Qwen3Config(**fields), attn_implementation=config.attention, dtype=torch.float32)
-    source = config.path or config.name
-    try:
-        architecture = AutoConfig.from_pretrained(source)
-        if architecture.model_type != "qwen3":
-            raise PrimaError(f"is a {architecture.model_type} model, expected qwen3", where=source)
-        return AutoModel.from_pretrained(
-            source, attn_implementation=config.attention, dtype=torch.float32, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise PrimaError(
-            f"no fusion model to be had ({str(error).splitlines()[0]})",
-            where=source,
-            mend="Name a local folder in fusion.path, or bring the model with `prima fetch`.",
-        ) from None
-
-
-def _untied_rows(config: Qwen3FusionConfig, letters: Sequence[int]) -> nn.Parameter | None:
-    """The output rows of the class tokens, where a pretrained model has output rows of their own (Qwen3-8B has)."""
-    if config.config is not None:
-        return None
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    source = config.path or config.name
-    if AutoConfig.from_pretrained(source).tie_word_embeddings:
-        return None
-    whole = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    rows = whole.get_output_embeddings().weight.detach()[list(letters)].clone()
-    return nn.Parameter(rows, requires_grad=config.trainable == "full")
+        fields = {"tie_word_embeddings": True, **config.config, "model_type": "qwen3"}
+        return from_architecture(fields, tokenizer.loaded, attention=config.attention), None
+    return load_pretrained(
+        config.path or config.name or "", key="fusion.path", model_type="qwen3", attention=config.attention
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig
-from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
+from prima_ray.models.lora import LoraConfig, Trainable, merge_lora, set_trainable
 
 _RANDOM_MASKS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "patch_drop_rate", "pos_drop_rate")
 
@@ -43,10 +45,14 @@ class ImageTowerConfig(StrictConfig):
                 )
         if self.pretrained and self.weights:
             raise ValueError("pretrained and weights: give one of them")
+        if self.trainable == "lora" and not (self.pretrained or self.weights):
+            raise ValueError(
+                "LoRA over random weights adapts noise: set trainable to full, or give pretrained or weights"
+            )
         return self
 
     def build(self) -> ImageTower:
-        """The tower on the CPU (or on the device of a `torch.device` context).
+        """The tower on the CPU. On the meta device (`with torch.device("meta")`) the name alone is read, no weights.
 
         Raises:
             PrimaError: unknown name, weights that do not fit, or pretrained weights that batch norm would need.
@@ -57,20 +63,29 @@ class ImageTowerConfig(StrictConfig):
         if not timm.is_model(base):
             near = timm.list_models(f"*{base[:12]}*")[:3]
             raise PrimaError(f"timm has no model {self.name!r}", mend=f"Perhaps {', '.join(near)}?" if near else None)
-        options = dict(self.options)
-        if "vit" in base or "eva" in base or "beit" in base:
-            options.setdefault("img_size", self.image_size)
+        reads = torch.get_default_device().type != "meta"
+        options, weights = dict(self.options), {}
         try:
-            model = timm.create_model(self.name, pretrained=self.pretrained, num_classes=0, **options)
+            published = timm.models.get_pretrained_cfg(self.name)
+        except RuntimeError:
+            raise PrimaError(f"timm has no weights {self.name!r}", mend="Leave the part after the dot out.") from None
+        if published and published.fixed_input_size and published.input_size[-1] != self.image_size:
+            options.setdefault("img_size", self.image_size)
+        if self.weights and reads:
+            state = read_weights(self.weights, drop=published.classifier if published else None)
+            # timm's own loader brings other layouts (another patch grid, other names) into this model's, and with the
+            # right number of classes it is strict.
+            weights = {"pretrained_cfg_overlay": {"state_dict": state, "num_classes": 0}}
+        try:
+            model = timm.create_model(
+                self.name, pretrained=(self.pretrained or bool(weights)) and reads, num_classes=0, **weights, **options
+            )
         except TypeError as error:
             raise PrimaError(f"options: {self.name} does not take them ({error})") from None
-        except (OSError, RuntimeError) as error:
-            if not self.pretrained:
-                raise
-            raise PrimaError(
-                f"the weights of {self.name} could not be had by name ({error})",
-                mend="Bring them with `prima fetch` and name the folder in image_tower.weights.",
-            ) from None
+        except Exception as error:
+            raise self._explain(error) from None
+        if weights:
+            model.pretrained_cfg["state_dict"] = None
         if _batch_norms(model):
             if self.pretrained or self.weights:
                 raise PrimaError(
@@ -78,9 +93,25 @@ class ImageTowerConfig(StrictConfig):
                     mend="Choose a model with layer or group norm: a ViT, a ConvNeXt, resnetv2_50x1_bit.",
                 )
             _replace_batch_norm(model)
-        if self.weights:
-            load_weights(model, self.weights)
+        _no_random_masks(model)
         return ImageTower(self, model)
+
+    def _explain(self, error: Exception) -> Exception:
+        """A mistake in the config as a `PrimaError`; anything else as it is."""
+        first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if self.weights:
+            odd = rest[0] if rest else first
+            return PrimaError(
+                f"these weights do not fit the model ({odd if len(odd) < 120 else odd[:117] + '...'})",
+                where=self.weights,
+                mend="Check image_tower.name, image_size and options.",
+            )
+        if self.pretrained:
+            return PrimaError(
+                f"the weights of {self.name} could not be had by name ({first})",
+                mend="Bring them with `prima fetch` and name the folder in image_tower.weights.",
+            )
+        return error
 
 
 class ImageTower(nn.Module):
@@ -90,50 +121,112 @@ class ImageTower(nn.Module):
         super().__init__()
         self.config = config
         self.model: Any = model
-        self.width: int = int(model.num_features)
-        mean_std = getattr(model, "pretrained_cfg", {}) or {}
-        self.mean: tuple[float, ...] = tuple(mean_std.get("mean", (0.485, 0.456, 0.406)))
-        self.std: tuple[float, ...] = tuple(mean_std.get("std", (0.229, 0.224, 0.225)))
         self.num_prefix_tokens: int = int(getattr(model, "num_prefix_tokens", 0))
-        self.uses_cls = config.pooling == "cls" or (config.pooling == "auto" and self.num_prefix_tokens > 0)
-        if self.uses_cls and not self.num_prefix_tokens:
+        has_cls = self.num_prefix_tokens > 0 and getattr(model, "cls_token", None) is not None
+        if config.pooling == "cls" and not has_cls:
             raise PrimaError(f"image_tower.pooling is cls, but {config.name} has no CLS token", mend="Set it to mean.")
-        self.grid = self._find_grid()
-        set_trainable(self.model, config.trainable, config.lora)
+        self.uses_cls = has_cls and config.pooling != "mean"
+        for layer in model.modules():
+            if hasattr(layer, "qkv_bias_separate"):
+                # Else timm reads the weights of these projections instead of calling them, past any adapter.
+                layer.qkv_bias_separate = True
+        self._reach = _probe(config, model)
+        self.width, self.grid = self._read_shape(self._reach.shape)
+        self.set_trainable(config.trainable, config.lora)
         if config.gradient_checkpointing:
             self.model.set_grad_checkpointing()
 
-    def _find_grid(self) -> tuple[int, int]:
-        grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
-        if grid is not None and self.num_prefix_tokens:
-            return int(grid[0]), int(grid[1])
-        size = self.config.image_size
-        device = next(self.model.parameters()).device
-        training = self.model.training
-        with torch.no_grad():
-            shape = self.model.eval().forward_features(torch.zeros(1, 3, size, size, device=device)).shape
-        self.model.train(training)
+    def set_trainable(self, trainable: Trainable, lora: LoraConfig) -> None:
+        """Freeze, free, or freeze and adapt the tower; what its features do not pass through stays frozen.
+
+        Adapters that are there already are folded in.
+        """
+        merge_lora(self.model)
+        set_trainable(self.model, trainable, lora, called=self._reach.called)
+        for name, parameter in self.model.named_parameters():
+            if name in self._reach.idle:
+                parameter.requires_grad_(False)
+
+    def _read_shape(self, shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
+        """Width and grid of the tokens."""
         if len(shape) == 4:
-            return (int(shape[2]), int(shape[3])) if shape[1] == self.width else (int(shape[1]), int(shape[2]))
-        side = math.isqrt(shape[1] - self.num_prefix_tokens)
-        return side, side
+            # A convolutional map, (B, C, h, w); some hierarchical transformers give (B, h, w, C).
+            self._channels_first = getattr(self.model, "output_fmt", "NCHW") != "NHWC"
+            _, *rest = shape if self._channels_first else (shape[0], shape[3], shape[1], shape[2])
+            return rest[0], (rest[1], rest[2])
+        count, width = shape[1] - self.num_prefix_tokens, shape[2]
+        grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
+        if grid is not None and grid[0] * grid[1] == count:
+            return width, (int(grid[0]), int(grid[1]))
+        side = math.isqrt(count)
+        if side * side != count:
+            raise PrimaError(
+                f"the {count} tokens of {self.config.name} form no square grid", mend="Choose another model."
+            )
+        return width, (side, side)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class.
+
+        Raises:
+            PrimaError: the images are not of the tower's size.
+        """
+        size = self.config.image_size
+        if images.shape[-2:] != (size, size):
+            raise PrimaError(
+                f"the image tower reads {size} px, the images have {images.shape[-2]} x {images.shape[-1]}",
+                mend=f"Set views.image_size to {size}.",
+            )
         features = self.model.forward_features(images)
         if features.ndim == 4:
-            # A convolutional map, (B, C, h, w); some hierarchical transformers give (B, h, w, C).
-            channels_first = features.shape[1] == self.width
-            tokens = features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
+            tokens = features.flatten(2).transpose(1, 2) if self._channels_first else features.flatten(1, 2)
         else:
             tokens = features[:, self.num_prefix_tokens :]
         return (features[:, 0] if self.uses_cls else tokens.mean(dim=1)), tokens
 
 
-def load_weights(model: nn.Module, path: str) -> None:
-    """Load a local safetensors file into a timm model.
+@dataclass(frozen=True)
+class _Reach:
+    """What one image passes through."""
+
+    shape: tuple[int, ...]
+    """Of the features."""
+    called: frozenset[str]
+    """Linear layers that are called; others are read or idle, and an adapter around them would adapt nothing."""
+    idle: frozenset[str]
+    """Parameters that the features do not depend on (a pooling head's)."""
+
+
+def _probe(config: ImageTowerConfig, model: nn.Module) -> _Reach:
+    """Follow an image through a weightless copy of the model: shapes and gradients cost nothing on the meta device."""
+    memo: dict[int, Any] = {
+        id(item): nn.Parameter(torch.empty_like(item, device="meta")) for item in model.parameters()
+    }
+    memo.update({id(item): item.to("meta") for item in model.buffers()})
+    copy: Any = deepcopy(model, memo).eval()
+    called: set[str] = set()
+    for name, layer in copy.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+    size = config.image_size
+    try:
+        features = copy.forward_features(torch.zeros(1, 3, size, size, device="meta"))
+        shape = tuple(int(number) for number in features.shape)
+    except (AssertionError, AttributeError, RuntimeError, ValueError) as error:
+        raise PrimaError(f"{config.name} gives no features of images of {size} px ({error})") from None
+    features.sum().backward()
+    idle = frozenset(name for name, item in copy.named_parameters() if item.grad is None)
+    return _Reach(shape=shape, called=frozenset(called), idle=idle)
+
+
+def read_weights(path: str, *, drop: str | tuple[str, ...] | None) -> dict[str, Tensor]:
+    """The tensors of a local safetensors file, without those of the layers named in ``drop`` (the classifier).
+
+    Args:
+        path: the file, or a folder that holds one.
 
     Raises:
-        PrimaError: no such file, or it does not fit.
+        PrimaError: no such file, not one file, or not a whole one.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -145,24 +238,24 @@ def load_weights(model: nn.Module, path: str) -> None:
             raise PrimaError(f"expected one .safetensors file here, found {len(found)}", where=path)
         file = found[0]
     try:
-        state = load_file(file)
+        state: dict[str, Tensor] = load_file(file)
     except FileNotFoundError:
         raise PrimaError("no such weights", where=path) from None
     except SafetensorError as error:
         raise PrimaError(f"not a whole safetensors file ({error})", where=file) from None
-    # timm's own filters bring other layouts (a classifier head, another patch size) into this model's.
-    filter_fn = getattr(model, "pretrained_filter_fn", None)
-    state = filter_fn(state, model) if filter_fn else state
-    state = {key: value for key, value in state.items() if not key.startswith(("head.", "classifier.", "fc."))}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    odd = [*missing, *unexpected]
-    if odd:
-        raise PrimaError(
-            f"these weights do not fit the model: {len(missing)} parameters are missing, {len(unexpected)} are "
-            f"unknown ({odd[0]}, ...)",
-            where=file,
-            mend="Check image_tower.name, image_size and options.",
-        )
+    names = (drop,) if isinstance(drop, str) else drop or ()
+    return {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
+
+
+def _no_random_masks(model: nn.Module) -> None:
+    """Some architectures drop paths by default: masks that depend on the worker that draws them."""
+    from timm.layers import DropBlock2d, DropPath
+
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.p = 0.0
+        elif isinstance(layer, DropPath | DropBlock2d):
+            layer.drop_prob = 0.0
 
 
 def _batch_norms(model: nn.Module) -> list[str]:

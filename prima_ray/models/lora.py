@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -21,10 +22,13 @@ class LoraConfig(StrictConfig):
     """Scale of the update is alpha / rank; `null`: alpha = rank."""
 
 
-def lora_targets(module: nn.Module) -> list[str]:
+def lora_targets(module: nn.Module, called: Collection[str] | None = None) -> list[str]:
     """Names of the linear layers inside the repeated blocks of a transformer: attention and MLP, whatever their names.
 
     A stack of blocks shows as a number in the qualified name (`blocks.3.attn.qkv`, `layers.0.mlp.Wi`).
+
+    Args:
+        called: the layers that the model is known to call; None: all.
 
     Raises:
         PrimaError: there are none (a convolutional network, say).
@@ -32,7 +36,9 @@ def lora_targets(module: nn.Module) -> list[str]:
     found = [
         name
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and any(part.isdigit() for part in name.split("."))
+        if isinstance(layer, nn.Linear)
+        and any(part.isdigit() for part in name.split("."))
+        and (called is None or name in called)
     ]
     if not found:
         raise PrimaError(
@@ -42,15 +48,17 @@ def lora_targets(module: nn.Module) -> list[str]:
     return found
 
 
-def set_trainable(module: nn.Module, trainable: Trainable, lora: LoraConfig) -> None:
-    """Freeze, free, or freeze and adapt a module, in place."""
+def set_trainable(
+    module: nn.Module, trainable: Trainable, lora: LoraConfig, *, called: Collection[str] | None = None
+) -> None:
+    """Freeze, free, or freeze and adapt a module, in place; ``called`` as in `lora_targets`."""
     module.requires_grad_(trainable == "full")
     if trainable != "lora":
         return
     import peft
 
     config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank, lora_dropout=0.0, target_modules=lora_targets(module)
+        r=lora.rank, lora_alpha=lora.alpha or lora.rank, lora_dropout=0.0, target_modules=lora_targets(module, called)
     )
     peft.inject_adapter_in_model(config, module)
 
@@ -65,3 +73,6 @@ def merge_lora(module: nn.Module) -> None:
             layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, layer.get_base_layer())
+    for part in module.modules():
+        # What peft leaves behind would make it warn of a second adapter.
+        vars(part).pop("peft_config", None)

@@ -6,22 +6,25 @@ no parent run. To add a part: a `_Part` in `_PARTS`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from prima_ray.base import PrimaError, read_json, write_json
+from prima_ray.base import PrimaError, hash_json, read_json, write_json
+from prima_ray.data.features import hash_tensors
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import ProjectionConfig, ProjectionHeads
 from prima_ray.models.fusion import FusionInputs, MlpFusion, MlpFusionConfig, Qwen3Fusion, Qwen3FusionConfig
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
 from prima_ray.models.lora import merge_lora
+from prima_ray.models.pretrained import architecture_of
 from prima_ray.models.text_tower import TextTower, TextTowerConfig
+from prima_ray.models.tokenizer import first_line
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -75,7 +78,11 @@ def load_component(folder: Path) -> nn.Module:
             f"written in format {description.get('format')}, this program reads format {FORMAT_VERSION}",
             where=folder / _CONFIG,
         )
-    module = _PARTS[description["kind"]].build(description["spec"], folder)
+    try:
+        # Absolute, so that the tokenizer is found in whatever process and folder it is loaded later.
+        module = _PARTS[description["kind"]].build(description["spec"], folder.resolve())
+    except (KeyError, TypeError, ValidationError) as error:
+        raise PrimaError(f"damaged ({first_line(error)})", where=folder / _CONFIG) from None
     try:
         state = load_file(folder / _WEIGHTS)
     except FileNotFoundError:
@@ -84,6 +91,7 @@ def load_component(folder: Path) -> nn.Module:
         raise PrimaError(f"not a whole safetensors file ({error})", where=folder / _WEIGHTS) from None
     expected = _own_state(module)
     odd = sorted(set(expected) ^ set(state))
+    odd += [name for name, value in expected.items() if name in state and state[name].shape != value.shape]
     if odd:
         raise PrimaError(f"the weights do not fit the config: {odd[0]}", where=folder / _WEIGHTS)
     module.load_state_dict(state, strict=False)
@@ -91,12 +99,22 @@ def load_component(folder: Path) -> nn.Module:
 
 
 def module_hash(module: nn.Module) -> str:
-    """SHA-256 (hex) of a module's parameters and buffers: names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 (hex) of what a module computes: its weights, and the architecture and pooling that they do not show."""
+    shapes = [
+        [name, _describe_architecture(part)]
+        for name, part in module.named_modules()
+        if isinstance(part, ImageTower | TextTower | ProjectionHeads)
+    ]
+    return hash_json([shapes, hash_tensors(module.state_dict())])
+
+
+def _describe_architecture(part: ImageTower | TextTower | ProjectionHeads) -> dict[str, Any]:
+    if isinstance(part, ImageTower):
+        wanted = part.config.model_dump(mode="json", include={"name", "image_size", "options"})
+        return {**wanted, "cls": part.uses_cls}
+    if isinstance(part, TextTower):
+        return {**architecture_of(part.model), "pooling": part.pooling}
+    return part.config.model_dump(mode="json")
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
@@ -121,8 +139,7 @@ def _build_image_tower(spec: Mapping[str, Any], folder: Path) -> ImageTower:
 
 def _describe_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
     tower.config.tokenizer().save(folder / "tokenizer")
-    architecture = _architecture(tower.model.config)
-    changes = {"config": architecture, "path": None, "trainable": "frozen", "pooling": tower.pooling}
+    changes = {"config": architecture_of(tower.model), "path": None, "trainable": "frozen", "pooling": tower.pooling}
     return {"config": tower.config.model_copy(update=changes).model_dump(mode="json")}
 
 
@@ -164,7 +181,7 @@ def _describe_qwen3(model: Qwen3Fusion, folder: Path) -> dict[str, Any]:
     from prima_ray.models.fusion import fusion_tokenizer
 
     fusion_tokenizer(model.config).save(folder / "tokenizer")
-    changes = {"name": None, "path": None, "config": _architecture(model.backbone.config), "trainable": "frozen"}
+    changes = {"name": None, "path": None, "config": architecture_of(model.backbone), "trainable": "frozen"}
     return {
         "config": model.config.model_copy(update=changes).model_dump(mode="json"),
         "inputs": model.inputs.model_dump(mode="json"),
@@ -188,14 +205,6 @@ def _describe_mlp(model: MlpFusion, folder: Path) -> dict[str, Any]:
 def _build_mlp(spec: Mapping[str, Any], folder: Path) -> MlpFusion:
     del folder
     return MlpFusionConfig.model_validate(spec["config"]).build(FusionInputs.model_validate(spec["inputs"]))
-
-
-def _architecture(config: Any) -> dict[str, Any]:
-    """A transformers config as plain data, without where it came from."""
-    fields: dict[str, Any] = config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
-        fields.pop(key, None)
-    return fields
 
 
 _PARTS: dict[str, _Part] = {

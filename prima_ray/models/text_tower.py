@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prima_ray.base import InputPath, PrimaError, StrictConfig
+from prima_ray.base import InputPath, PrimaError, StrictConfig, read_json
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
+from prima_ray.models.pretrained import from_architecture, load_pretrained
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer, resolve_text_model
 
 
@@ -22,12 +21,20 @@ class TextTowerConfig(StrictConfig):
     path: InputPath | None = None
     """A local folder instead of `name`: a refined encoder, or what `prima fetch` brought."""
     config: dict[str, Any] | None = None
-    """The architecture (`model_type` and its sizes) for random weights; the tokenizer still comes from the name."""
+    """The architecture (`model_type` and its sizes) for random weights; the tokenizer is still the source's."""
     pooling: Literal["auto", "cls", "mean"] = "auto"
     """auto: what the folder's sentence-transformers file says, else CLS."""
     max_tokens: int = Field(default=128, ge=4)
     trainable: Trainable = "frozen"
     lora: LoraConfig = LoraConfig(rank=8)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs `model_type` (bert, modernbert, ...)")
+        if self.config is not None and self.trainable == "lora":
+            raise ValueError("LoRA over random weights adapts noise: set trainable to full, or name a model")
+        return self
 
     @property
     def source(self) -> str:
@@ -37,52 +44,34 @@ class TextTowerConfig(StrictConfig):
         return TextTokenizer(self.source, max_tokens=self.max_tokens)
 
     def build(self) -> TextTower:
-        """The tower on the CPU.
+        """The tower on the CPU. On the meta device (`with torch.device("meta")`) no weights are read.
 
         Raises:
-            PrimaError: the model is neither in the folder nor to be had by name.
+            PrimaError: the model is neither in the folder nor to be had by name, or reads fewer tokens than wanted.
         """
-        return TextTower(self, _build_encoder(self), pooling=self.resolve_pooling())
+        if self.config is not None:
+            model = from_architecture(self.config, self.tokenizer().loaded)
+        else:
+            model, _ = load_pretrained(self.source, key="text_tower.path")
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and longest < self.max_tokens:
+            raise PrimaError(f"text_tower.max_tokens is {self.max_tokens}, the model reads {longest}")
+        return TextTower(self, model, pooling=self.resolve_pooling())
 
     def resolve_pooling(self) -> Literal["cls", "mean"]:
+        """The pooling that the config names, or that the source's own files do."""
+        from transformers.utils.hub import cached_file
+
         if self.pooling != "auto":
             return self.pooling
-        file = Path(resolve_text_model(self.source)) / "1_Pooling" / "config.json"
-        if file.exists():
-            return "mean" if json.loads(file.read_text()).get("pooling_mode_mean_tokens") else "cls"
-        return "cls"
-
-
-def _build_encoder(config: TextTowerConfig) -> nn.Module:
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    if config.config is not None:
-        if "model_type" not in config.config:
-            raise PrimaError("text_tower.config needs `model_type` (bert, modernbert, ...)")
-        architecture = AutoConfig.for_model(**config.config)
-        _no_dropout(architecture)
-        model: nn.Module = AutoModel.from_config(architecture, dtype=torch.float32)
-        return model
-    folder = resolve_text_model(config.source)
-    try:
-        architecture = AutoConfig.from_pretrained(folder)
-        _no_dropout(architecture)
-        model = AutoModel.from_pretrained(folder, config=architecture, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise PrimaError(
-            f"no text model to be had ({str(error).splitlines()[0]})",
-            where=config.source,
-            mend="Name a local folder in text_tower.path, or bring the model with `prima fetch`.",
-        ) from None
-    return model
-
-
-def _no_dropout(architecture: Any) -> None:
-    """Dropout draws from the global generator, which differs from rank to rank."""
-    for key, value in vars(architecture).items():
-        if "dropout" in key and isinstance(value, float):
-            setattr(architecture, key, 0.0)
+        file = cached_file(
+            resolve_text_model(self.source),
+            "1_Pooling/config.json",
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return "mean" if file is not None and read_json(file).get("pooling_mode_mean_tokens") else "cls"
 
 
 class TextTower(nn.Module):

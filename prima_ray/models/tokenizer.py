@@ -33,6 +33,11 @@ def resolve_text_model(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, or its kind where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class TextTokenizer:
     """A fast tokenizer of transformers; loaded on first use, in whatever process that happens."""
 
@@ -57,9 +62,9 @@ class TextTokenizer:
             folder = resolve_text_model(self.name)
             try:
                 self._loaded = AutoTokenizer.from_pretrained(folder)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # tokenizers raises bare exceptions on a damaged file
                 raise PrimaError(
-                    f"no tokenizer to be had ({str(error).splitlines()[0]})",
+                    f"no tokenizer to be had ({first_line(error)})",
                     where=self.name,
                     mend="Name a local folder, or bring the model with `prima fetch`.",
                 ) from None

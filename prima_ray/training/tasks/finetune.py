@@ -14,7 +14,7 @@ from prima_ray.data.description import DataSetConfig
 from prima_ray.data.views import ViewConfig
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
-from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
+from prima_ray.models.lora import LoraConfig, Trainable
 from prima_ray.models.store import load_component
 from prima_ray.training.classification import ClassificationLossConfig, ClassificationTask
 from prima_ray.training.contexts import StreamSpec, WorkerContext
@@ -44,9 +44,9 @@ class FinetuneTask(ClassificationTask):
     def build(self) -> nn.Module:
         with seeded_init(self.seed, "image tower"):
             tower = self.tower.build() if isinstance(self.tower, ImageTowerConfig) else load_component(Path(self.tower))
-        if not isinstance(tower, ImageTower):
-            raise PrimaError("holds no image tower", where=str(self.tower))
-        set_trainable(tower.model, self.trainable, self.lora)
+            if not isinstance(tower, ImageTower):
+                raise PrimaError("holds no image tower", where=str(self.tower))
+            tower.set_trainable(self.trainable, self.lora)
         with seeded_init(self.seed, "head"):
             return ImageClassifier(tower, len(self.data_set.classes)).train()
 

@@ -1,0 +1,109 @@
+"""Models of transformers: from a folder or a hub by name, or from an architecture alone, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from prima_ray.base import PrimaError
+from prima_ray.models.tokenizer import first_line, resolve_text_model
+
+_UNUSED = ("pooler.",)
+"""BERT's pooler belongs to next-sentence prediction; checkpoints of masked language models lack it."""
+
+
+def load_pretrained(
+    source: str, *, key: str, model_type: str | None = None, attention: str | None = None
+) -> tuple[Any, Any]:
+    """A base model in fp32 without dropout, and its output layer where that has weights of its own, else None.
+
+    On the meta device (`with torch.device("meta")`) the architecture alone is read: there are no weights to fill.
+
+    Args:
+        source: a hub name, a local folder, or the offline text model.
+        key: the config key of the local folder, for the mend.
+        model_type: the only one that will do; None: any. With it, output layers are looked for.
+
+    Raises:
+        PrimaError: nothing there, damaged, of another type, or weights that do not fit their config.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    folder = resolve_text_model(source)
+    mend = f"Name a local folder in {key}, or bring the model with `prima fetch`."
+    try:
+        architecture = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise PrimaError(f"no model to be had ({first_line(error)})", where=source, mend=mend) from None
+    if model_type is not None and architecture.model_type != model_type:
+        raise PrimaError(f"is a {architecture.model_type} model, expected {model_type}", where=source)
+    no_dropout(architecture)
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    untied = model_type is not None and not architecture.tie_word_embeddings
+    auto = AutoModelForCausalLM if untied else AutoModel
+    if torch.get_default_device().type == "meta":
+        model = auto.from_config(architecture, **options)
+    else:
+        try:
+            model, report = auto.from_pretrained(
+                folder, config=architecture, use_safetensors=True, output_loading_info=True, **options
+            )
+        except Exception as error:  # safetensors, huggingface_hub and torch have each their own
+            raise PrimaError(f"no weights to be had ({first_line(error)})", where=source, mend=mend) from None
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED))
+        if missing:
+            raise PrimaError(f"the weights do not fit their config: {len(missing)} are missing ({missing[0]}, ...)",
+                             where=source)  # fmt: skip
+    return (model.get_decoder(), model.get_output_embeddings()) if untied else (model, None)
+
+
+def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: str | None = None) -> Any:
+    """A base model with random weights, in fp32 without dropout.
+
+    Args:
+        fields: `model_type` and what else its transformers config takes; what concerns the vocabulary is filled in.
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        PrimaError: no such type, impossible sizes, or a vocabulary smaller than the tokenizer's.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
+    try:
+        architecture = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **special, **fields})
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrimaError(f"config: {first_line(error)}") from None
+    if architecture.vocab_size < len(tokenizer):
+        raise PrimaError(
+            f"config.vocab_size is {architecture.vocab_size}, the tokenizer has {len(tokenizer)} tokens",
+            mend="Leave vocab_size out, or name the model's own tokenizer.",
+        )
+    no_dropout(architecture)
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        return AutoModel.from_config(architecture, dtype=torch.float32, **options)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise PrimaError(f"config: {first_line(error)}") from None
+
+
+_SPECIAL = ("pad", "bos", "eos", "cls", "sep")
+
+
+def no_dropout(architecture: Any) -> None:
+    """Dropout draws from the global generator, which differs from rank to rank."""
+    for key, value in vars(architecture).items():
+        if "dropout" in key and isinstance(value, float):
+            setattr(architecture, key, 0.0)
+
+
+def architecture_of(model: Any) -> dict[str, Any]:
+    """A model's transformers config as plain data, without where it came from."""
+    fields: dict[str, Any] = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
+        fields.pop(key, None)
+    return fields
