@@ -208,13 +208,13 @@ def refuse_planted_leaks(
         if item.name in config.accept:
             continue
         mend = "Remove it from data_set.attributes; if it may be known at prediction time, add it to leaks.accept."
-        if _copies_label(values, labels, config.recoding_agreement):
-            raise PrimaError(f"attribute {item.name!r} is a recoded copy of the diagnosis", mend=mend)
         if _is_free_text(item) and (share := _share_naming(values, labels, data_set)) > config.text_share:
             raise PrimaError(
                 f"attribute {item.name!r}: the text names the exam's own diagnosis in {share:.1%} of the exams",
                 mend=mend,
             )
+        if _copies_label(values, labels, config.recoding_agreement):
+            raise PrimaError(f"attribute {item.name!r} is a recoded copy of the diagnosis", mend=mend)
 
 
 def _same_up_to_recoding(first: Sequence[str | None], second: Sequence[str | None], agreement: float) -> bool:
