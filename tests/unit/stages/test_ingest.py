@@ -158,19 +158,15 @@ def test_beyond_a_share_of_bad_records_the_ingest_stops(raw: RawDataSet, tmp_pat
     first = raw.add("foo", JPEG, diagnostic="FOO")
     raw.add("text", b"a letter")
     raw.write()
-    limits = {"max_share": 0.03}
-    assert (
-        mistake(raw, tmp_path / "a", quarantine=limits)
-        == (
-            "RAW/table.csv: 1 of 26 rows with a photo are unusable (1 unknown_class), more than 3%\n"
-            f"  The first, row {first}: 'FOO' is none of BCC, NEV. Mend the table or the description, or raise "
-            "quarantine.max_share."
-        ).replace("3%", "3%")
-        or True
+    assert mistake(raw, tmp_path / "a", quarantine={"max_share": 0.03}) == (
+        "RAW/table.csv: 1 of 26 rows with a photo are unusable (1 unknown_class), more than 3%\n"
+        f"  The first, row {first}: 'FOO' is none of BCC, NEV. Mend the table or the description, or raise "
+        "quarantine.max_share."
     )
-    limits = {"max_share": 0.05}
-    text = mistake(raw, tmp_path / "b", quarantine=limits)
-    assert text.startswith("RAW/table.csv: 2 of 26 rows with a photo are unusable (1 unknown_class, 1 not_an_image), ")
+    assert not (tmp_path / "a").exists()
+    assert mistake(raw, tmp_path / "b", quarantine={"max_share": 0.05}).startswith(
+        "RAW/table.csv: 2 of 26 rows with a photo are unusable (1 unknown_class, 1 not_an_image), more than 5%\n"
+    )
     assert not (tmp_path / "b" / "manifest.json").exists()
     assert ingest(raw, tmp_path / "b", quarantine={"max_share": 0.1}), "the limit is no part of what is written"
 
@@ -246,7 +242,7 @@ def test_planted_leaks_are_refused(raw: RawDataSet, tmp_path: Path, order: str):
     assert planted({**code, "name": "y", "column": "diagnostic"}).startswith(
         "attribute 'y' reads the label's column 'diagnostic'"
     )
-    for row, text in zip(raw.rows, ("a", "b", "c", "d") * 6, strict=True):
+    for row, text in zip(raw.rows, (" a", " b", " c", " d") * 6, strict=True):
         row["notes"] += text
     raw.write()
     assert planted(notes) == (
@@ -406,7 +402,6 @@ def test_the_command_says_where_it_wrote_and_what_went_wrong(
     assert main(["ingest", "../raw/ingest.yaml"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "run: made/here\n"
-    assert "24 photos in 20 exams (BCC 10, NEV 10) from 24 rows and 24 files" not in printed.out
     assert (work / "made" / "here" / "manifest.json").exists()
 
     assert main(["ingest", "../raw/ingest.yaml", "--set", "folds.count=2"]) == 2
