@@ -61,13 +61,17 @@ class TextTokenizer:
 
             folder = resolve_text_model(self.name)
             try:
-                self._loaded = AutoTokenizer.from_pretrained(folder)
+                loaded = AutoTokenizer.from_pretrained(folder)
+                if len(loaded) <= len(loaded.all_special_ids):
+                    # What transformers makes of a folder that has a model and no tokenizer.
+                    raise ValueError("its vocabulary is empty")
             except Exception as error:  # tokenizers raises bare exceptions on a damaged file
                 raise PrimaError(
                     f"no tokenizer to be had ({first_line(error)})",
                     where=self.name,
                     mend="Name a local folder, or bring the model with `prima fetch`.",
                 ) from None
+            self._loaded = loaded
         return self._loaded
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

@@ -183,6 +183,8 @@ def _download(repo: str, partial: Path) -> tuple[str, dict[str, str]]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    # OSError, and the error of the hub's HTTP library, which changes with its version.
+    network_errors = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     # Read now: the library reads it once, at import.
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
@@ -209,7 +211,7 @@ def _download(repo: str, partial: Path) -> tuple[str, dict[str, str]]:
         ) from None
     except RepositoryNotFoundError:
         raise PrimaError("no such model on the hub, or it is private", where=repo) from None
-    except HfHubHTTPError.__bases__ as error:  # OSError, and that of its HTTP library, which changes with its version
+    except network_errors as error:
         raise PrimaError(
             f"could not be fetched from {hub.endpoint} ({first_line(error)})",
             where=repo,
