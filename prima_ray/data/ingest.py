@@ -129,8 +129,9 @@ def write_parts(parts: Sequence[Part], *, progress: Callable[[int], object]) -> 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Only now: importing ray.data sets its loggers up.
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Warns that the bars are off which were turned off: ours is the one that is shown.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     with ray.data.DataContext.current(context):
         dataset = ray.data.from_items(
             [{"number": part.number, "part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts)
