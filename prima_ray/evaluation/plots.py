@@ -38,9 +38,9 @@ def per_class_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """
     models = list(rows)
     names = [row["class"] for row in rows[models[0]]]
-    figure, axes = _figure(1.0 * len(names) + 2.0, 3.2)
+    figure, axes = _figure(max(7.0, 1.0 * len(names) + 1.0), 3.6)
     width = 0.8 / len(models)
-    colors = [BLUE, GREY, "#cbd2d9", "#e4e7eb"]
+    colors = [BLUE, "#616e7c", GREY, "#cbd2d9"]
     for number, model in enumerate(models):
         heights = [0.0 if np.isnan(row["f1"]) else row["f1"] for row in rows[model]]
         places = np.arange(len(names)) + (number - (len(models) - 1) / 2) * width
@@ -50,7 +50,7 @@ def per_class_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     axes.set_ylim(0, 1)
     axes.set_ylabel("F1")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(models))
+    figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     return _png(figure)
 
 
