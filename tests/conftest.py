@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -118,3 +119,66 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_shards(tmp_path: Path) -> Callable[..., str]:
     """A shard folder of one's own, to damage; keywords of `write_toy_shards`."""
     return lambda **options: write_toy_shards(tmp_path / "shards", **options)
+
+
+def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
+    """A run of `finetune` or `fuse` over untrained towers, in seconds."""
+    from prima_ray.stages import finetune, fuse
+
+    raw: dict[str, Any] = {
+        "out": str(out),
+        "inputs": {"shards": shards},
+        "image_tower": {
+            "name": "vit_tiny_patch16_224",
+            "image_size": 32,
+            "options": {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2},
+        },
+        "views": {"image_size": 32, "num_views": 1},
+        "optimizer": {"lr": 1e-2},
+        "global_batch": 8,
+        "max_steps": 6,
+        "context": {"kind": "local", "device": "cpu"},
+    }
+    if stage == "finetune":
+        return finetune.run(finetune.FinetuneConfig.model_validate({**raw, **changes}))
+    raw["text_tower"] = {
+        "config": {
+            "model_type": "bert",
+            "hidden_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
+        "max_tokens": 48,
+    }
+    raw["fusion"] = {
+        "kind": "qwen3",
+        "trainable": "full",
+        "config": {
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 12,
+        },
+    }
+    return fuse.run(fuse.FuseConfig.model_validate({**raw, **changes}))
+
+
+@pytest.fixture(scope="session")
+def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """40 exams in four folds, every class in every fold: do not write into it."""
+    return write_toy_shards(tmp_path_factory.mktemp("labelled") / "shards", num_exams=40, num_folds=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_fuse(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of fuse on `labelled_shards`, test fold 0: do not write into it."""
+    return train_tiny("fuse", labelled_shards, tmp_path_factory.mktemp("tiny") / "fuse")
+
+
+@pytest.fixture(scope="session")
+def tiny_finetune(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of finetune on `labelled_shards`, test fold 0: do not write into it."""
+    return train_tiny("finetune", labelled_shards, tmp_path_factory.mktemp("tiny") / "finetune")
