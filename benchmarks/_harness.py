@@ -191,11 +191,12 @@ def report(
         print("quick: nothing was written", file=sys.stderr)
         return
     path = arguments.out / f"{name}.json"
-    write_json(path, {"benchmark": name, **_circumstances(name, argv), **written})
+    write_json(path, {"benchmark": name, **circumstances(name, argv), **written})
     print(f"written: {os.path.relpath(path)}", file=sys.stderr)
 
 
-def _circumstances(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
+def circumstances(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
+    """When, by which command, on what machine and with which versions a figure came about."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", f"benchmarks/{name}.py", *_portable(sys.argv[1:] if argv is None else argv)]),

@@ -177,6 +177,9 @@ class ImageTower(nn.Module):
                 f"the image tower reads {size} px, the images have {images.shape[-2]} x {images.shape[-1]}",
                 mend=f"Set views.image_size to {size}.",
             )
+        if len(self._reach.shape) == 4:
+            # Convolutions on a CPU are half as fast again with channels last, and on tensor cores too.
+            images = images.contiguous(memory_format=torch.channels_last)
         features = self.model.forward_features(images)
         if features.ndim == 4:
             tokens = features.flatten(2).transpose(1, 2) if self._channels_first else features.flatten(1, 2)

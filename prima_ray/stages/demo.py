@@ -64,8 +64,8 @@ def run_demo(out: str) -> Path:
             write_phantoms(root / "raw", PHANTOMS, progress=True)
     with _timed("ingest", timings):
         table, images = root / "raw" / TABLE, root / "raw" / IMAGES
-        overrides = [f"source.table={table}", f"source.images={images}"]
-        ingest.run(load_config(ingest.IngestConfig, config_file("ingest"), [f"out={shards}", *overrides]))
+        overrides = [f"out={shards}", f"source.table={table}", f"source.images={images}", "context.kind=local"]
+        ingest.run(load_config(ingest.IngestConfig, config_file("ingest"), overrides))
     parents = [f"inputs.shards={shards}"]
     with _timed("align", timings):
         align.run(load_config(align.AlignConfig, config_file("align"), [f"out={aligned}", *parents]))

@@ -1,0 +1,88 @@
+"""What the README's first command does, end to end, against the phantoms' computed bounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from prima_ray.data.phantoms import bayes_accuracy
+
+PRIMA = str(Path(sys.executable).with_name("prima"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    root = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [PRIMA, "demo", "--out", "runs/demo"], cwd=root, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root / "runs" / "demo", done
+
+
+@pytest.fixture(scope="module")
+def outcomes(demo: tuple[Path, Any]) -> dict[str, dict[str, float]]:
+    found = json.loads((demo[0] / "demo.json").read_text())["outcomes"]
+    return {item["name"]: item for item in found}
+
+
+@pytest.mark.timeout(1600)
+def test_the_demo_ends_with_its_run(demo: tuple[Path, subprocess.CompletedProcess[str]]):
+    root, done = demo
+    assert done.stdout == "run: runs/demo/fuse\n"
+    assert "Traceback" not in done.stderr
+    steps = [json.loads(line) for line in (root / "align" / "steps.jsonl").read_text().splitlines()]
+    assert {step["world_size"] for step in steps} == {2}
+    starts = [json.loads(line) for line in (root / "align" / "starts.jsonl").read_text().splitlines()]
+    assert [start["engine"]["kind"] for start in starts] == ["deepspeed"]
+    for name in ("config.yaml", "metrics.json", "run.json", "predictions.parquet", "model/config.json"):
+        assert (root / "fuse" / name).exists(), name
+
+
+def test_the_bounds_are_what_the_project_promises():
+    bounds = bayes_accuracy()
+    assert max(bounds.image, bounds.attributes) <= 0.65
+    assert bounds.both >= 0.90
+
+
+def test_fusion_beats_the_better_single_bound_by_three_standard_errors(outcomes: dict[str, dict[str, float]]):
+    both, bounds = outcomes["photos and attributes"], bayes_accuracy()
+    error = (both["accuracy"] * (1 - both["accuracy"]) / both["num_exams"]) ** 0.5
+    assert both["accuracy"] - 3 * error > max(bounds.image, bounds.attributes)
+    assert both["accuracy"] < bounds.both + 3 * error
+
+
+@pytest.mark.parametrize("shuffled", ["photos shuffled", "attributes shuffled"])
+def test_shuffling_a_modality_falls_to_the_bound_of_the_other(outcomes: dict[str, dict[str, float]], shuffled: str):
+    found, bounds = outcomes[shuffled], bayes_accuracy()
+    other = bounds.attributes if shuffled.startswith("photos") else bounds.image
+    assert abs(found["accuracy"] - other) < 3 * (other * (1 - other) / found["num_exams"]) ** 0.5
+
+
+def test_photos_alone_do_not_pass_their_bound(outcomes: dict[str, dict[str, float]]):
+    found, bound = outcomes["photos alone"], bayes_accuracy().image
+    assert abs(found["accuracy"] - bound) < 3 * (bound * (1 - bound) / found["num_exams"]) ** 0.5
+
+
+def test_one_exam_is_answered_as_the_run_answered_it(demo: tuple[Path, Any], tmp_path: Path):
+    root = demo[0]
+    predicted = pq.read_table(root / "fuse" / "predictions.parquet").to_pylist()[0]
+    shards = [pq.read_table(path).to_pylist() for path in sorted((root / "shards").glob("part-*.parquet"))]
+    exam = next(row for rows in shards for row in rows if row["exam_id"] == predicted["exam_id"])
+    command = [PRIMA, "predict", str(root / "fuse"), "--json", "--metadata", json.dumps(dict(exam["attributes"]))]
+    for number, image in enumerate(exam["images"]):
+        photo = tmp_path / f"{number}.jpg"
+        photo.write_bytes(image["bytes"])
+        command += ["--image", str(photo)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout)
+    assert answer["prediction"] == predicted["prediction"]
+    for name, value in answer["probabilities"].items():
+        assert abs(value - predicted[f"prob_{name}"]) < 1e-5
