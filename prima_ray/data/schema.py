@@ -97,8 +97,9 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def join(path: str, *parts: str) -> str:
-    """Join paths with ``/``, for local paths and URIs alike."""
-    return posixpath.join(path, *parts)
+    """Join paths with ``/``, for local paths and URIs alike; what follows a URI's ``?`` stays at its end."""
+    head, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
+    return posixpath.join(head, *parts) + mark + query
 
 
 def read_manifest(shards: str) -> Manifest:

@@ -59,7 +59,11 @@ def read_table(
             with pq.ParquetFile(inner, filesystem=filesystem) as parquet:
                 names = parquet.schema_arrow.names
         else:
-            with filesystem.open_input_stream(inner) as stream, pa_csv.open_csv(stream, options, parse) as reader:
+            # Whatever the rows look like: a wrong delimiter makes them ragged, and shows in the header.
+            header = pa_csv.ParseOptions(
+                delimiter=parse.delimiter, newlines_in_values=True, invalid_row_handler=lambda _: "skip"
+            )
+            with filesystem.open_input_stream(inner) as stream, pa_csv.open_csv(stream, options, header) as reader:
                 names = reader.schema.names
         check_columns(names, wanted, where=path, delimited=suffix not in _PARQUET)
         columns = list(dict.fromkeys([*wanted.values(), *(name for name in optional if name in names)]))

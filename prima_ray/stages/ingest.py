@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,8 @@ from prima_ray.data.schema import (
 )
 from prima_ray.data.sources import Exam, Intake, Rejected, SourceConfig, read_source
 from prima_ray.data.splits import assign_folds, check_classes
-from prima_ray.stages.rundir import RunDir, finish_run, is_fresh, open_run
+from prima_ray.stages.out_folder import OutFolder, open_out
+from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, finish_run, is_fresh, open_run
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import ContextConfig, LocalContextConfig, RayContextConfig
 
@@ -77,6 +77,7 @@ class IngestConfig(StrictConfig):
     """A data set, and what becomes of it."""
 
     out: str
+    """A folder, or an address such as ``s3://bucket/folder``: on a cluster of several machines all must reach it."""
     seed: int = Field(default=42, ge=0)
     source: SourceConfig
     data_set: DataSetConfig
@@ -90,37 +91,51 @@ class IngestConfig(StrictConfig):
     """`local` writes in this process, which is quicker for small data sets: no cluster is started."""
 
 
-def run(config: IngestConfig) -> Path:
-    """Ingest a data set; returns the shard folder.
+def run(config: IngestConfig) -> str:
+    """Ingest a data set; returns the shard folder, as `out` names it.
 
     Raises:
         PrimaError: the source cannot be read, too much was turned away, or an attribute gives the label away.
     """
-    # A mistake in the description leaves no folder behind, which its mended config would then not be allowed to use.
-    run_dir = None if is_fresh(config.out) else _open(config)
-    if run_dir and run_dir.finished:
-        _log.info("%s: already finished, nothing to do", run_dir.path)
-        return run_dir.path
-    if run_dir and (run_dir.path / MANIFEST).exists():
-        return _close(config, run_dir)
+    with open_out(config.out) as out:
+        # A mistake in the description leaves no folder behind, which its mended config could then not use.
+        run_dir = None if is_fresh(str(out.local)) else _open(config, out)
+        if run_dir is None or not (run_dir.finished or (out.local / MANIFEST).exists()):
+            run_dir = _make(config, out, run_dir)
+        if run_dir.finished:
+            _log.info("%s: already finished, nothing to do", config.out)
+        else:
+            _close(config, out, run_dir)
+    return config.out
+
+
+def _make(config: IngestConfig, out: OutFolder, run_dir: RunDir | None) -> RunDir:
+    """Everything up to the manifest."""
     intake = read_source(config.source, config.data_set)
     _check_share(config, intake, intake.rejected)
     _check_any(config, intake.exams, intake.rejected)
     check_classes(*_labels_and_patients(intake.exams), num_folds=config.folds.count)
     _check_leaks(config, intake)
-    run_dir = run_dir or _open(config)
-    written = _write(config, intake, run_dir)
+    run_dir = run_dir or _open(config, out)
+    written = _write(config, intake, out)
     rejected = [*intake.rejected, *(item for part in written for item in part.rejected)]
     _check_share(config, intake, rejected)
     kept = {exam_id for part in written for exam_id in part.exam_ids}
     exams = [exam for exam in intake.exams if exam.exam_id in kept]
     _check_any(config, exams, rejected)
-    _finish(config, run_dir, intake, exams=exams, written=written, rejected=rejected)
-    return _close(config, run_dir)
+    _finish(config, out, intake, exams=exams, written=written, rejected=rejected)
+    return run_dir
 
 
-def _open(config: IngestConfig) -> RunDir:
-    return open_run(config, out=config.out, stage="ingest", execution_keys=EXECUTION_KEYS)
+def _open(config: IngestConfig, out: OutFolder) -> RunDir:
+    try:
+        run_dir = open_run(config, out=str(out.local), stage="ingest", execution_keys=EXECUTION_KEYS)
+    except PrimaError as error:
+        # Of an address the user knows nothing of a local copy.
+        raise PrimaError(error.what, where=config.out, mend=error.mend) from None
+    if not run_dir.finished:
+        out.push(CONFIG)
+    return run_dir
 
 
 def _labels_and_patients(exams: Sequence[Exam]) -> tuple[list[str | None], list[str]]:
@@ -179,29 +194,27 @@ def _check_leaks(config: IngestConfig, intake: Intake) -> None:
     )
 
 
-def _write(config: IngestConfig, intake: Intake, run_dir: RunDir) -> list[WrittenPart]:
+def _write(config: IngestConfig, intake: Intake, out: OutFolder) -> list[WrittenPart]:
     from tqdm import tqdm
 
     write = write_parts_here
     if not isinstance(config.context, LocalContextConfig):
         connect(config.context, num_workers=0)
         write = write_parts
-    out = str(run_dir.path.resolve())
-    parts = cut(intake.exams, images=config.source.images, out=out, config=config.images, shards=config.shards)
+    parts = cut(intake.exams, images=config.source.images, out=out.address, config=config.images, shards=config.shards)
     with tqdm(total=len(intake.exams), desc="ingest", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
         return write(parts, progress=bar.update)
 
 
 def _finish(
     config: IngestConfig,
-    run_dir: RunDir,
+    out: OutFolder,
     intake: Intake,
     *,
     exams: Sequence[Exam],
     written: Sequence[WrittenPart],
     rejected: Sequence[Rejected],
 ) -> None:
-    out = run_dir.path
     labels, patients = _labels_and_patients(exams)
     lesions = [exam.exam_id for exam in exams]
     folds = {
@@ -210,20 +223,22 @@ def _finish(
     }
     table = pa.table({"exam_id": lesions, **folds}, schema=FOLDS_SCHEMA)
     side = [
-        _write_side(out / FOLDS, table),
-        _write_side(out / QUARANTINE, pa.Table.from_pylist([_plain(item) for item in rejected], QUARANTINE_SCHEMA)),
+        _write_side(out.local / FOLDS, table),
+        _write_side(
+            out.local / QUARANTINE, pa.Table.from_pylist([_plain(item) for item in rejected], QUARANTINE_SCHEMA)
+        ),
     ]
     rows = [exam.attributes for exam in exams]
     told = associations(rows, labels, folds["patient"], config.data_set)
     naming = naming_texts(rows, labels, config.data_set)
-    write_json(out / LEAKS, report(told, naming))
+    write_json(out.local / LEAKS, report(told, naming))
     pairs = find_near_duplicates(
         [name for part in written for name in part.image_ids],
         [name for part in written for name in part.patient_ids],
         [value for part in written for value in part.hashes],
         config.near_duplicates,
     )
-    write_json(out / NEAR_DUPLICATES, pairs)
+    write_json(out.local / NEAR_DUPLICATES, pairs)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         data_set=config.data_set,
@@ -237,15 +252,17 @@ def _finish(
     )
     notes = [*_fold_notes(labels, folds, config), *warnings(told, naming, config.data_set, config.leaks)]
     _summarise(config, intake, manifest, rejected=rejected, notes=notes, pairs=pairs)
+    out.push(FOLDS, QUARANTINE, LEAKS, NEAR_DUPLICATES)
     # The commit: a folder with a manifest is a finished one.
-    write_atomic(out / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    write_atomic(out.local / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    out.push(MANIFEST)
 
 
-def _close(config: IngestConfig, run_dir: RunDir) -> Path:
-    """Clean a folder whose manifest is written, and write its record."""
-    _clean(run_dir.path, read_manifest(str(run_dir.path)))
+def _close(config: IngestConfig, out: OutFolder, run_dir: RunDir) -> None:
+    """Clean a folder whose manifest is written of what only an unfinished one needs, and write its record."""
+    out.clean(keep={file.path for file in read_manifest(str(out.local)).files}, folder=MARKERS)
     finish_run(run_dir, seed=config.seed, inputs={}, extra={"source": config.source.model_dump(mode="json")})
-    return run_dir.path
+    out.push(RECORD)
 
 
 def _fold_notes(
@@ -270,15 +287,6 @@ def _plain(item: Rejected) -> dict[str, Any]:
 def _write_side(path: Path, table: pa.Table) -> ShardFile:
     pq.write_table(table, path)
     return ShardFile(path=path.name, rows=table.num_rows, bytes=path.stat().st_size, sha256=hash_file(path))
-
-
-def _clean(out: Path, manifest: Manifest) -> None:
-    """Drop what only an unfinished folder needs: markers, temporary files, parts without an exam."""
-    shutil.rmtree(out / MARKERS, ignore_errors=True)
-    kept = {file.path for file in manifest.files}
-    for path in (*out.glob("part-*.parquet"), *out.glob("_part-*.tmp")):
-        if path.name not in kept:
-            path.unlink()
 
 
 def _summarise(

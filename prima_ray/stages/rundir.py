@@ -56,8 +56,11 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
     if path.exists() and not path.is_dir():
         raise PrimaError("`out` is a file", where=path, mend="Choose another `out`.")
     if is_fresh(out):
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / CONFIG, dump_config(config))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomic(path / CONFIG, dump_config(config))
+        except OSError as error:
+            raise PrimaError(f"`out` cannot be made ({error.strerror})", where=path) from None
         return RunDir(path=path, stage=stage, finished=False)
     if not (path / CONFIG).exists():
         raise PrimaError(
