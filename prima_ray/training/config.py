@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 
 from prima_ray.base import StrictConfig
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(StrictConfig):
     """AdamW with linear warm-up and cosine decay."""
@@ -19,7 +21,7 @@ class OptimizerConfig(StrictConfig):
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     """Applied to matrices only: biases, norms and the temperature are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps over which the rate rises linearly from 0."""
@@ -51,8 +53,8 @@ class LocalContextConfig(StrictConfig):
     """Train in this process, without Ray."""
 
     kind: Literal["local"] = "local"
-    device: str = "auto"
-    """`auto` takes a GPU where there is one."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `cuda:1`."""
 
 
 class RayContextConfig(StrictConfig):
@@ -149,6 +151,15 @@ class TrainingConfig(StrictConfig):
             raise ValueError(f"global_batch {self.global_batch} is smaller than num_workers {high}")
         if self.fold != "none" and self.val_fold == self.fold:
             raise ValueError(f"val_fold and fold are both {self.fold}: the test fold must not choose the model")
+        if self.selection.min_epochs > self.epochs:
+            raise ValueError(
+                f"selection.min_epochs is {self.selection.min_epochs}, but there are {self.epochs} epochs: none would "
+                "be chosen before the last"
+            )
+        if self.fold == "none" and self.val_fold is None and self.selection.patience_epochs is not None:
+            raise ValueError(
+                "selection.patience_epochs needs a validation fold: with fold: none, name a val_fold or set it to null"
+            )
         return self
 
     @property

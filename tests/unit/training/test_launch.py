@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prima_ray.base import PrimaError
+from prima_ray.training import launch as launch_module
+from prima_ray.training.cluster import check_budget
+from prima_ray.training.config import RayContextConfig
+from prima_ray.training.task import AgreedError
+from tests.unit.training.toys import curve, make_job
+
+
+@pytest.fixture
+def no_group() -> Iterator[None]:
+    assert not torch.distributed.is_initialized()
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def test_the_local_context_trains_in_this_process(tmp_path: Path, toy_shards: str, capfd: pytest.CaptureFixture[str]):
+    job = make_job(tmp_path / "run", toy_shards, max_steps=2, context={"kind": "local", "device": "cpu"})
+    (job.run / "mistake.json").write_text('{"what": "an old one", "where": null, "mend": null}')
+    launch_module.launch(job)
+    assert len(curve(job.run)) == 2
+    assert not (job.run / "mistake.json").exists()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "classify" in err
+    assert "2/2" in err
+
+
+def test_a_group_of_one_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch, no_group: None):
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    monkeypatch.delenv("RANK", raising=False)
+    for _ in range(2):
+        with launch_module._group_of_one(torch.device("cpu")):
+            assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "1")
+            assert torch.distributed.get_world_size() == 1
+        assert "RANK" not in os.environ
+        assert os.environ["WORLD_SIZE"] == "7"
+
+
+def test_ctrl_c_under_ray_train_is_an_interrupt_and_the_handler_goes_again():
+    before = signal.getsignal(signal.SIGINT)
+
+    def fit() -> None:
+        # What Ray Train does: a handler of its own, which exits with 0 once the workers are gone.
+        signal.signal(signal.SIGINT, lambda *_: exit_with_0())
+        signal.raise_signal(signal.SIGINT)
+
+    def exit_with_0() -> None:
+        raise SystemExit(0)
+
+    with pytest.raises(KeyboardInterrupt), launch_module._interruptible():
+        fit()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class _Context:
+    world_size = 2
+    rank = 1
+
+
+@pytest.mark.parametrize(("kind", "raises"), [(PrimaError, True), (AgreedError, False)])
+def test_a_worker_leaves_word_of_a_mistake_and_raises_only_where_others_wait(
+    tmp_path: Path, toy_shards: str, monkeypatch: pytest.MonkeyPatch, kind: type[PrimaError], raises: bool
+):
+    job = make_job(tmp_path / "run", toy_shards)
+
+    def fail(*_: Any) -> None:
+        raise kind("too far", where="there", mend="Come back.")
+
+    monkeypatch.setattr(launch_module, "RayContext", _Context)
+    monkeypatch.setattr(launch_module, "train", fail)
+    if raises:
+        with pytest.raises(PrimaError, match="too far"):
+            launch_module._ray_worker({"job": job})
+    else:
+        launch_module._ray_worker({"job": job})
+    found = launch_module._mistake(job)
+    assert str(found) == "there: too far\n  Come back."
+    # The group that Ray starts again does not run into the same mistake.
+    launch_module._ray_worker({"job": job})
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "context", "message"),
+    [
+        (
+            {"CPU": 2.0},
+            2,
+            {"cpus_per_worker": 1},
+            "2 workers of 1 CPUs leave 0 of the cluster's 2 CPUs to Ray Data, which needs at least 1: training would "
+            "wait for ever\n  Lower num_workers or context.cpus_per_worker, or add a node.",
+        ),
+        (
+            {"CPU": 8.0, "GPU": 1.0},
+            2,
+            {"gpus_per_worker": 1},
+            "2 workers of 1 GPUs want more than the cluster's 1\n"
+            "  Lower num_workers or context.gpus_per_worker, or add a node.",
+        ),
+        ({"CPU": 2.0}, 2, {"cpus_per_worker": 0.5}, None),
+    ],
+)
+def test_a_job_that_would_wait_for_ever_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    resources: dict[str, float],
+    workers: int,
+    context: dict[str, Any],
+    message: str | None,
+):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    config = RayContextConfig.model_validate(context)
+    if message is None:
+        check_budget(config, num_workers=workers)
+        return
+    with pytest.raises(PrimaError) as caught:
+        check_budget(config, num_workers=workers)
+    assert str(caught.value) == message
