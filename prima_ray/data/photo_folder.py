@@ -112,15 +112,16 @@ def list_photos(folder: str, *, follow_links: bool = False) -> PhotoFolder:
     try:
         if isinstance(filesystem, pafs.LocalFileSystem):
             return _list_local(root, follow_links=follow_links)
-        root = root.rstrip("/")
-        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+        infos = filesystem.get_file_info(pafs.FileSelector(root.rstrip("/"), recursive=True))
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "no such folder" if isinstance(error, FileNotFoundError) else "is a file, not a folder of photos"
         raise PrimaError(what, where=folder, mend="Check source.images.") from None
     except (OSError, pa.ArrowException) as error:
         raise PrimaError(f"cannot be listed ({' '.join(str(error).split())})", where=folder) from None
+    # Some stores list with a leading slash what was asked for without one.
+    start = len(root.strip("/")) + 1
     return PhotoFolder(
-        PhotoFile(info.path[len(root) + 1 :], info.size or 0, info.mtime_ns or 0)
+        PhotoFile(info.path.lstrip("/")[start:], info.size or 0, info.mtime_ns or 0)
         for info in infos
         if info.type == pafs.FileType.File and not info.base_name.startswith(".")
     )

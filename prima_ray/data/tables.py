@@ -45,7 +45,8 @@ def read_table(
     suffix = _suffix(inner)
     if suffix in _FOREIGN:
         raise PrimaError(f"{suffix} files are not read", where=path, mend="Save the table as CSV or Parquet.")
-    options = pa_csv.ReadOptions(encoding=encoding)
+    # One thread, so that an error names its row.
+    options = pa_csv.ReadOptions(encoding=encoding, use_threads=False)
     parse = pa_csv.ParseOptions(
         delimiter=delimiter or ("\t" if suffix in (".tsv", ".tab") else ","), newlines_in_values=True
     )

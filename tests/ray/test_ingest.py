@@ -35,7 +35,7 @@ def content(out: Path) -> dict[str, bytes]:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same data set ingested in this process."""
     out = str(tmp_path_factory.mktemp("local") / "shards")
-    return run(load_config(IngestConfig, CONFIG, [f"out={out}", "context.kind=local"]))
+    return Path(run(load_config(IngestConfig, CONFIG, [f"out={out}", "context.kind=local"])))
 
 
 @needs_data
@@ -67,7 +67,7 @@ def small(raw: RawDataSet, out: Path, **sections: Any) -> IngestConfig:
 def test_parts_that_are_there_are_kept_and_the_rest_is_written(tmp_path: Path) -> None:
     raw = RawDataSet(tmp_path / "raw")
     raw.write()
-    whole = content(run(small(raw, tmp_path / "whole")))
+    whole = content(Path(run(small(raw, tmp_path / "whole"))))
     # As a killed run leaves it: one part done, another half written under its temporary name, no manifest.
     out = tmp_path / "out"
     raw.photo("e15_0.jpg", b"")

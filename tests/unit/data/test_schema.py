@@ -67,3 +67,5 @@ def test_addresses_of_unknown_kinds():
         open_filesystem("htp://bucket/shards")
     assert str(caught.value).startswith("htp://bucket/shards: cannot open this address (")
     assert join("s3://bucket/a", "b", "c") == "s3://bucket/a/b/c"
+    assert join("s3://bucket/a?region=x/y", "b") == "s3://bucket/a/b?region=x/y"
+    assert join("/what?", "b") == "/what?/b"

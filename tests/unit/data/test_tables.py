@@ -79,6 +79,11 @@ def test_a_nested_column_is_no_key(tmp_path: Path):
             "DIR/t.csv: the table has one column, pat;img\n"
             '  Its cells seem to be separated by something else: set source.delimiter to ";".',
         ),
+        (
+            "pat;img\n1;a,b\n",
+            "DIR/t.csv: the table has one column, pat;img\n"
+            '  Its cells seem to be separated by something else: set source.delimiter to ";".',
+        ),
         ("pat,img,pat\n1,a,2\n", "DIR/t.csv: the table has 2 columns 'pat' (source.columns.patient)"),
         (
             "pat,img\n1,a\n1,a,b\n",

@@ -4,18 +4,22 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError
 from prima_ray.cli import main
 from prima_ray.config import validate_config
 from prima_ray.data import ingest as ingest_module
+from prima_ray.data import schema
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.schema import FOLDS_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, read_manifest
 from prima_ray.stages.ingest import IngestConfig, run
@@ -31,7 +35,7 @@ def raw(tmp_path: Path) -> RawDataSet:
 
 
 def ingest(raw: RawDataSet, out: Path, **sections: Any) -> Path:
-    return run(validate_config(IngestConfig, raw.config(out, **sections), where="test"))
+    return Path(run(validate_config(IngestConfig, raw.config(out, **sections), where="test")))
 
 
 def mistake(raw: RawDataSet, out: Path, **sections: Any) -> str:
@@ -389,6 +393,63 @@ def test_table_and_photos_may_be_uris(raw: RawDataSet, tmp_path: Path):
     assert content(out) == plain
 
 
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> pafs.FileSystem:
+    """An object store in memory, at mem://."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(memory))
+
+    def from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+        return (filesystem, uri[6:]) if uri.startswith("mem://") else pafs.FileSystem.from_uri(uri)
+
+    names = {"FileSystem": SimpleNamespace(from_uri=from_uri), "LocalFileSystem": pafs.LocalFileSystem}
+    monkeypatch.setattr(schema, "pafs", SimpleNamespace(**names))
+    return filesystem
+
+
+def test_everything_may_lie_on_an_object_store(
+    raw: RawDataSet, tmp_path: Path, store: pafs.FileSystem, monkeypatch: pytest.MonkeyPatch
+):
+    absent = raw.add("absent")
+    table = raw.write()
+    plain = tmp_path / "plain"
+    ingest(raw, plain)
+    store.create_dir("bucket/raw/images")
+    for path in (table, *raw.images.iterdir()):
+        with store.open_output_stream(f"bucket/raw/{path.relative_to(raw.folder)}") as stream:
+            stream.write(path.read_bytes())
+    out = "mem://bucket/shards"
+    config = raw.config(out, source={"table": "mem://bucket/raw/table.csv", "images": "mem://bucket/raw/images"})
+    made = validate_config(IngestConfig, config, where="test")
+
+    real = ingest_module.read_photo
+    monkeypatch.setattr(ingest_module, "read_photo", lambda *_: (_ for _ in ()).throw(_Killed))
+    with pytest.raises(_Killed):
+        run(made)
+    monkeypatch.setattr(ingest_module, "read_photo", real)
+    with pytest.raises(PrimaError, match="manifest.json is missing"):
+        read_manifest(out)
+    assert run(made) == out
+    index = ExamIndex.read(out, sha256=True)
+    assert (len(index), index.manifest.num_quarantined, absent) == (NUM_EXAMS, 1, NUM_PHOTOS + 1)
+    assert index.manifest.content_hash == read_manifest(str(plain)).content_hash
+    listed = {info.base_name for info in store.get_file_info(pafs.FileSelector("bucket/shards"))}
+    assert listed == {path.name for path in plain.iterdir()}
+
+    monkeypatch.setattr(ingest_module, "read_photo", None)
+    assert run(made) == out, "it is finished: nothing is read"
+    with pytest.raises(PrimaError) as caught:
+        run(made.model_copy(update={"seed": 8}))
+    assert str(caught.value).startswith(f"{out}: `out` holds a run of another config; it differs in seed\n")
+    with pytest.raises(PrimaError) as caught:
+        run(made.model_copy(update={"out": "mem://bucket/raw"}))
+    assert str(caught.value) == (
+        "mem://bucket/raw: `out` exists and is no run directory (it has no config.yaml)\n  Choose another `out`."
+    )
+
+
 def test_the_command_says_where_it_wrote_and_what_went_wrong(
     raw: RawDataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -418,3 +479,7 @@ def test_the_command_says_where_it_wrote_and_what_went_wrong(
     ]
     assert main(["ingest", "../raw/ingest.yaml", "--set", "out=../raw/table.csv"]) == 2
     assert "`out` is a file" in capsys.readouterr().err
+    assert main(["ingest", "../raw/ingest.yaml", "--set", "out=/proc/none/x"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "prima: /proc/none/x: `out` cannot be made (No such file or directory)"
+    )
