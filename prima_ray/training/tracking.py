@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -105,6 +106,9 @@ class _MlflowRun:
             raise PrimaError(
                 "tracking.mlflow_uri is set, but MLflow is not installed", mend="Install prima-ray[mlflow]."
             ) from None
+        if "://" not in str(config.mlflow_uri):
+            # MLflow steers people to databases; who names a folder wants a folder.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         try:
             self._client = MlflowClient(tracking_uri=config.mlflow_uri)
             self._id = self._open(run, config, params)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,8 @@ def test_mlflow_has_config_and_figures_and_a_resumed_run_goes_on_in_the_same_one
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     mlflow = pytest.importorskip("mlflow")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     monkeypatch.chdir(tmp_path)
-    uri = absolute_uri("sqlite:///mlflow.db")
+    uri = absolute_uri("mlruns")
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         track(run, range(1, 5), uri=uri, fail=True)

@@ -1,0 +1,146 @@
+"""The frame of training stages around a toy task, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from prima_ray.base import PrimaError
+from prima_ray.stages import training as training_module
+from prima_ray.stages.training import Plan, Trained, feature_root, predict_held_out, run_training
+from prima_ray.training.checkpoint import load_best
+from prima_ray.training.config import TrainingConfig
+from tests.conftest import write_toy_shards
+from tests.unit.training.toys import Classify, Net, make_config, read_lines
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five folds: every class trains."""
+    return write_toy_shards(tmp_path_factory.mktemp("five") / "shards", num_folds=5)
+
+
+def run(config: TrainingConfig, shards: str, *, labelled: bool = True, fail: bool = False) -> Path:
+    def save(trained: Trained) -> dict[str, Any]:
+        if fail:
+            raise RuntimeError("the disk is full")
+        assert isinstance(trained.model, Net)
+        assert not trained.model.training
+        chosen, _ = load_best(trained.plan.run.path / "checkpoints")
+        torch.testing.assert_close(trained.model.first.weight.data, chosen["param/first.weight"], rtol=0, atol=0)
+        return predict_held_out(trained, config)
+
+    def make_task(plan: Plan) -> Classify:
+        return Classify(plan.index.manifest.data_set)
+
+    return run_training(
+        config, stage="toy", shards=shards, inputs={}, make_task=make_task, save=save, labelled=labelled
+    )
+
+
+def config_at(out: Path, **keys: Any) -> TrainingConfig:
+    return make_config(out=str(out), split="lesion", context={"kind": "local", "device": "cpu"}, **keys)
+
+
+def test_a_run_directory_holds_what_its_readers_want(tmp_path: Path, shards: str):
+    config = config_at(tmp_path / "run", fold=1)
+    path = run(config, shards)
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert metrics.keys() == {"stage", "best_step", "val", "test"}
+    assert metrics["stage"] == "toy"
+    assert metrics["test"].keys() == {"loss", "weighted_loss", "accuracy", "balanced_accuracy", "macro_f1"}
+    record = json.loads((path / "run.json").read_text())
+    assert record["inputs"].keys() == {"shards"}
+    assert record["seed"] == 0
+    table = pq.read_table(path / "predictions.parquet")
+    assert table.column_names == [
+        *("exam_id", "label", "fold", "prediction", "prob_BCC", "prob_NEV", "prob_SEK")
+    ]  # fmt: skip
+    # The fold after the test fold validates; exams without a diagnosis are left out.
+    folds = table["fold"].to_pylist()
+    assert set(folds) == {1, 2}
+    assert None not in table["label"].to_pylist()
+    right = [
+        label == guess
+        for label, guess, fold in zip(table["label"].to_pylist(), table["prediction"].to_pylist(), folds, strict=True)
+        if fold == 1
+    ]
+    assert metrics["test"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    sums = sum(table[f"prob_{name}"].to_numpy() for name in ("BCC", "NEV", "SEK"))
+    assert sums == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_finished_run_is_returned_and_another_config_is_refused(tmp_path: Path, shards: str):
+    config = config_at(tmp_path / "run", max_steps=2)
+    run(config, shards)
+    assert run(config, shards, fail=True) == tmp_path / "run"
+    # Where and how fast it runs may change, what it trains may not.
+    assert run(config_at(tmp_path / "run", max_steps=2, micro_batch=2), shards, fail=True) == tmp_path / "run"
+    with pytest.raises(PrimaError) as caught:
+        run(config_at(tmp_path / "run", max_steps=3), shards)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: `out` holds a run of another config; it differs in max_steps\n"
+        "  Choose another `out`, or delete the folder if the run is not needed."
+    )
+
+
+def test_what_failed_after_training_is_made_up_for_without_training(
+    tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = config_at(tmp_path / "run", max_steps=2)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        run(config, shards, fail=True)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+    def launch(job: object) -> None:
+        raise AssertionError("training was over")
+
+    monkeypatch.setattr(training_module, "launch", launch)
+    assert (run(config, shards) / "run.json").exists()
+
+
+def test_fold_none_trains_on_every_fold_and_predicts_none(tmp_path: Path, shards: str):
+    path = run(config_at(tmp_path / "run", fold="none", epochs=1, log_exam_ids=True), shards)
+    seen = [exam for line in read_lines(path / "steps.jsonl") for exam in line["exam_ids"]]
+    assert len(seen) == len(set(seen)) == 20  # 23 exams, three without a diagnosis
+    assert json.loads((path / "metrics.json").read_text()) == {"stage": "toy", "best_step": 4, "val": {}}
+    assert pq.read_table(path / "predictions.parquet").num_rows == 0
+
+
+def test_exams_without_a_diagnosis_train_where_no_label_is_needed(tmp_path: Path, shards: str):
+    config = config_at(tmp_path / "run", epochs=1, fold="none", log_exam_ids=True)
+    path = run(config, shards, labelled=False)
+    assert len([exam for line in read_lines(path / "steps.jsonl") for exam in line["exam_ids"]]) == 23
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"fold": 5}, "{shards}: fold: there is no fold 5\n  Folds are 0 to 4."),
+        ({"fold": 0, "val_fold": 7}, "{shards}: val_fold: there is no fold 7\n  Folds are 0 to 4."),
+    ],
+)
+def test_a_fold_that_is_not_there(tmp_path: Path, shards: str, keys: dict[str, Any], message: str):
+    with pytest.raises(PrimaError) as caught:
+        run(config_at(tmp_path / "run", **keys), shards)
+    assert str(caught.value) == message.format(shards=shards)
+
+
+def test_a_validation_fold_without_exams_is_refused(tmp_path: Path):
+    # Two exams, one fold each, and the third fold empty.
+    shards = write_toy_shards(tmp_path / "shards", num_exams=2, num_folds=3)
+    with pytest.raises(PrimaError) as caught:
+        run(config_at(tmp_path / "run", fold=1), shards)
+    assert str(caught.value) == f"{shards}: the validation fold holds no exams\n  Choose another `val_fold`."
+
+
+def test_features_lie_beside_the_run_or_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert feature_root(make_config(out="runs/a")) == str(tmp_path / "runs" / "features")
+    assert feature_root(make_config(out="runs/a", feature_cache="cache")) == str(tmp_path / "cache")
+    assert feature_root(make_config(out="runs/a", feature_cache="s3://bucket/cache")) == "s3://bucket/cache"
