@@ -13,6 +13,8 @@ _LEVELS = {
     "ray.train.v2": logging.WARNING,
     # Asks the dashboard whether the controller lives, once a second, and complains each time where none runs.
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": logging.ERROR,
+    # A traceback whenever the autoscaler is slow to answer, on a busy machine; it asks again.
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": logging.ERROR,
     "DeepSpeed": logging.WARNING,
 }
 
