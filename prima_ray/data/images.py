@@ -57,8 +57,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int |
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
-        # PIL's own limit warns; ours, on the size, decides.
+        # PIL's own limit warns; ours, on the size, decides. And of damaged EXIF nobody needs to hear.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
