@@ -168,7 +168,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _explain(cls: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     # A tagged union puts the tag into the location (`engine.deepspeed.zero`); the user never wrote it.
-    written, models = _written_path(cls, location)
+    written, models = _written_path(cls, location, ends_in_key=item["type"] == "extra_forbidden")
     key = ".".join(written)
     if item["type"] == "extra_forbidden":
         known = sorted({name for model in models for name in model.model_fields})
@@ -188,14 +188,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _written_path(cls: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys as the user wrote them, and the models that the last key was looked up in."""
+def _written_path(
+    cls: type[BaseModel], location: Sequence[str], *, ends_in_key: bool
+) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys as the user wrote them, and the models that the last key was looked up in.
+
+    Args:
+        ends_in_key: False where the last part may be a tag, because the mistake is one of the whole section.
+    """
     written: list[str] = []
     models: list[type[BaseModel]] = [cls]
     for index, part in enumerate(location):
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         tagged = [model for model in models if _tag_of(model) == part]
-        if not fields and tagged and index < len(location) - 1:
+        if not fields and tagged and (index < len(location) - 1 or not ends_in_key):
             models = tagged
             continue
         written.append(part)

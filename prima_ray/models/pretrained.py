@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,17 +49,26 @@ def load_pretrained(
     if torch.get_default_device().type == "meta":
         model = auto.from_config(architecture, **options)
     else:
+        # Its report of what the checkpoint has beside the model (a masked-LM head) is no news; what lacks is looked at.
+        reporter = logging.getLogger("transformers.modeling_utils")
+        reporter.addFilter(_no_report)
         try:
             model, report = auto.from_pretrained(
                 folder, config=architecture, use_safetensors=True, output_loading_info=True, **options
             )
         except Exception as error:  # safetensors, huggingface_hub and torch have each their own
             raise PrimaError(f"no weights to be had ({first_line(error)})", where=source, mend=mend) from None
+        finally:
+            reporter.removeFilter(_no_report)
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED))
         if missing:
             raise PrimaError(f"the weights do not fit their config: {len(missing)} are missing ({missing[0]}, ...)",
                              where=source)  # fmt: skip
     return (model.get_decoder(), model.get_output_embeddings()) if untied else (model, None)
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: str | None = None) -> Any:
