@@ -204,9 +204,9 @@ class _Loop:
         epoch = step // self.steps_per_epoch
         if last or (epoch_end and epoch % self.config.validate_every_epochs == 0):
             self._validate(tracker, last=last)
-            self._save()
+            self._save(tracker)
         elif self.config.checkpoint_every_steps and step % self.config.checkpoint_every_steps == 0:
-            self._save()
+            self._save(tracker)
 
     def _validate(self, tracker: Tracker | None, *, last: bool) -> None:
         """Look at the validation fold, and move `progress` on: is this the best state so far, is training over."""
@@ -265,8 +265,10 @@ class _Loop:
         real = whole.pop("weights") > 0
         return self.task.metrics({key: value[real] for key, value in whole.items()})
 
-    def _save(self) -> None:
+    def _save(self, tracker: Tracker | None) -> None:
         state = self.engine.export_state()
+        if tracker:
+            tracker.flush()
         if self.context.rank == 0:
             save_checkpoint(self.checkpoints, state, self.progress, keep_last=self.config.checkpoint.keep_last)
         self.saved_step = self.progress.step

@@ -274,7 +274,7 @@ def progress_of(job: TrainingJob) -> tuple[int, int | None, float | None]:
         ([9, 8, 1, 1, 1], {"patience_epochs": 2, "min_epochs": 3, "epochs": 6}, (15, 9, 1)),
         ([5, 4], {"patience_epochs": 2, "epochs": 6, "validate_every_epochs": 2}, (12, 6, 5)),
         ([1, 2], {"validate_every_epochs": 2}, (9, 9, 2)),
-        ([1, 2], {"min_epochs": 9, "epochs": 2}, (6, 6, 2)),
+        ([9, 2], {"min_epochs": 3, "max_steps": 4}, (4, 4, 2)),
         ([math.nan, 2, math.nan], {}, (9, 6, 2)),
         ([math.nan] * 3, {}, (9, 9, None)),
         ([1, 2], {"max_steps": 4}, (4, 4, 2)),
