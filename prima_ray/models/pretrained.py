@@ -83,9 +83,8 @@ def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: s
     """
     from transformers import AutoConfig, AutoModel
 
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     try:
-        architecture = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **special, **fields})
+        architecture = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **fields})
     except (KeyError, TypeError, ValueError) as error:
         raise PrimaError(f"config: {first_line(error)}") from None
     if architecture.vocab_size < len(tokenizer):
@@ -93,6 +92,10 @@ def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: s
             f"config.vocab_size is {architecture.vocab_size}, the tokenizer has {len(tokenizer)} tokens",
             mend="Leave vocab_size out, or name the model's own tokenizer.",
         )
+    for name in _SPECIAL:
+        # By default they are those of the vocabulary that the architecture was published with.
+        if (getattr(architecture, name, None) or 0) >= architecture.vocab_size:
+            setattr(architecture, name, getattr(tokenizer, name, None))
     no_dropout(architecture)
     options = {} if attention is None else {"attn_implementation": attention}
     try:
@@ -101,7 +104,7 @@ def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: s
         raise PrimaError(f"config: {first_line(error)}") from None
 
 
-_SPECIAL = ("pad", "bos", "eos", "cls", "sep")
+_SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 def no_dropout(architecture: Any) -> None:

@@ -181,7 +181,13 @@ def _describe_qwen3(model: Qwen3Fusion, folder: Path) -> dict[str, Any]:
     from prima_ray.models.fusion import fusion_tokenizer
 
     fusion_tokenizer(model.config).save(folder / "tokenizer")
-    changes = {"name": None, "path": None, "config": architecture_of(model.backbone), "trainable": "frozen"}
+    changes = {
+        "name": None,
+        "path": None,
+        "tokenizer": None,
+        "config": architecture_of(model.backbone),
+        "trainable": "frozen",
+    }
     return {
         "config": model.config.model_copy(update=changes).model_dump(mode="json"),
         "inputs": model.inputs.model_dump(mode="json"),
