@@ -80,7 +80,7 @@ def iterate_tables(dataset: Dataset, *, batch_size: int) -> Iterator[pa.Table]:
     try:
         yield from tables
     except Exception as error:
-        found = prima_error(error)
+        found = _prima_error(error)
         if found is None:
             raise
         raise found from None
@@ -89,8 +89,7 @@ def iterate_tables(dataset: Dataset, *, batch_size: int) -> Iterator[pa.Table]:
         tables.close()
 
 
-def prima_error(error: BaseException | None) -> PrimaError | None:
-    """The one that lies inside of Ray's wrappings; None where there is none."""
+def _prima_error(error: BaseException | None) -> PrimaError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, PrimaError):

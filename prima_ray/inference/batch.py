@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,22 +21,32 @@ _MAX_CPU_ACTORS = 4
 
 
 class _Worker:
-    """One actor: loads the model once."""
+    """One actor: loads the model once.
+
+    A mistake of the user's travels back as a value: of an exception in an actor, Ray Data keeps the text alone, and an
+    actor that does not start it tries again.
+    """
 
     def __init__(self, run: str, shards: str, manifest: Manifest, device: str) -> None:
-        # Raised with the first batch: of an actor that does not start, Ray keeps the message alone, and tries again.
+        self._reader = RowReader(shards, manifest, columns=_COLUMNS)
+        self._num_classes = len(manifest.data_set.classes)
         self._predictor: Predictor | PrimaError
         try:
             self._predictor = Predictor.load(run, device=device)
         except PrimaError as error:
             self._predictor = error
-        self._reader = RowReader(shards, manifest, columns=_COLUMNS)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(self._predictor, PrimaError):
-            raise self._predictor
-        table: pa.Table = self._reader.read(np.asarray(rows["id"], dtype=np.int64), 0)
-        return {"row": rows["id"], "probabilities": self._predictor.predict_tables([table])}
+        count = len(rows["id"])
+        try:
+            if isinstance(self._predictor, PrimaError):
+                raise self._predictor
+            table: pa.Table = self._reader.read(np.asarray(rows["id"], dtype=np.int64), 0)
+            found, mistake = self._predictor.predict_tables([table]), ""
+        except PrimaError as error:
+            found = np.full((count, self._num_classes), np.nan)
+            mistake = json.dumps({"what": error.what, "where": error.where, "mend": error.mend})
+        return {"row": rows["id"], "probabilities": found, "mistake": np.full(count, mistake, dtype=object)}
 
 
 def predict_shards(
@@ -55,11 +66,9 @@ def predict_shards(
         manifest: of the shards.
 
     Raises:
-        PrimaError: what an actor found wrong with the model or the shards, without Ray's wrapping.
+        PrimaError: what an actor found wrong with the model or the shards.
     """
     import ray
-
-    from prima_ray.data.ray_source import prima_error
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -77,11 +86,11 @@ def predict_shards(
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_gpus=1 if gpus else None,
     )
-    try:
-        for batch in mapped.iter_batches(batch_size=None, batch_format="numpy"):
-            rows = np.asarray(batch["row"], dtype=np.int64)
-            if progress:
-                progress(len(rows))
-            yield rows, np.asarray(batch["probabilities"], dtype=np.float64)
-    except Exception as error:
-        raise prima_error(error) or error from None
+    for batch in mapped.iter_batches(batch_size=None, batch_format="numpy"):
+        for mistake in batch["mistake"]:
+            if mistake:
+                raise PrimaError(**json.loads(mistake))
+        rows = np.asarray(batch["row"], dtype=np.int64)
+        if progress:
+            progress(len(rows))
+        yield rows, np.asarray(batch["probabilities"], dtype=np.float64)

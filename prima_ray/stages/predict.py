@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, is_uri
 from prima_ray.config import read_yaml
 from prima_ray.data.attributes import normalise_attributes
 from prima_ray.data.description import AttributeConfig, DataSetConfig
@@ -21,7 +21,7 @@ from prima_ray.data.metadata import text_attributes
 from prima_ray.data.plan import ExamIndex
 from prima_ray.inference.bundle import BundleConfig
 from prima_ray.inference.predictor import Exam, Predictor, check_diagnoses, check_photo
-from prima_ray.stages.rundir import CONFIG
+from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ def _check_arguments(
         return
     if out is None:
         raise PrimaError("--shards needs --out, the Parquet file to write", mend=see)
+    if is_uri(out):
+        raise PrimaError("--out is a local file", where=out)
     if metadata is not None or as_json:
         raise PrimaError(f"{'--metadata' if metadata is not None else '--json'} goes with --image", mend=see)
 
@@ -179,6 +181,9 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
     from prima_ray.training.config import RayContextConfig
 
     config = check_diagnoses(run_dir)
+    if (Path(run_dir) / RECORD).exists():
+        # Before a cluster is started for it. A model folder alone is as good, and then the actors find out.
+        check_outputs(run_dir, read_record(run_dir))
     index = ExamIndex.read(shards)
     _check_same_language(config, index.manifest.data_set, where=shards)
     _check_out(out)
@@ -186,7 +191,7 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     probabilities = np.full((len(index), len(config.data_set.classes)), np.nan)
     with tqdm(total=len(index), desc="predict", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
-        run, folder = str(Path(run_dir).resolve()), shards if "://" in shards else str(Path(shards).resolve())
+        run, folder = str(Path(run_dir).resolve()), shards if is_uri(shards) else str(Path(shards).resolve())
         for rows, found in predict_shards(run, folder, index.manifest, progress=bar.update):
             probabilities[rows] = found
     write_predictions(out, index, np.arange(len(index)), index.folds(_split(run_dir)), torch.from_numpy(probabilities))
@@ -195,8 +200,6 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
 
 def _check_out(out: Path) -> None:
     """The file must be new and its folder writable, before minutes are spent."""
-    if "://" in str(out) or ":/" in str(out):
-        raise PrimaError("--out is a local file", where=out)
     if out.exists():
         what = "is a folder, not a file" if out.is_dir() else "exists"
         raise PrimaError(f"--out {what}", where=out, mend="Name a new file; nothing is overwritten.")
@@ -204,6 +207,8 @@ def _check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
+    except (FileExistsError, NotADirectoryError):
+        raise PrimaError("--out cannot be written (its folder is a file)", where=out) from None
     except OSError as error:
         raise PrimaError(f"--out cannot be written ({error.strerror})", where=out) from None
 

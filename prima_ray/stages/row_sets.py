@@ -107,7 +107,7 @@ def read_predictions(run: Path, index: ExamIndex, rows: Rows) -> Probabilities:
     path = run / "predictions.parquet"
     names = [f"prob_{name}" for name in index.manifest.data_set.class_names]
     try:
-        table = pq.read_table(path, columns=["exam_id", *names])
+        table = pq.read_table(path)
     except FileNotFoundError:
         raise PrimaError("no such file", where=path, mend="Copy the run again, or train it again.") from None
     except (pa.ArrowException, OSError) as error:

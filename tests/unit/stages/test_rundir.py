@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from prima_ray.base import PrimaError, StrictConfig
-from prima_ray.stages.rundir import finish_run, open_run, read_record
+from prima_ray.stages import rundir
+from prima_ray.stages.rundir import check_outputs, finish_run, open_run, read_record
 
 
 class Inner(StrictConfig):
@@ -74,3 +75,57 @@ def test_an_unfinished_run_is_told_from_no_run(tmp_path: Path):
         read_record(tmp_path / "none")
     with pytest.raises(PrimaError, match="is no run directory"):
         read_record(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_and_a_damaged_config_are_said(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PrimaError) as caught:
+        open_run(Config(), out=str(tmp_path / "file" / "run"), stage="align")
+    assert str(caught.value) == f"{tmp_path / 'file' / 'run'}: `out` cannot be made (Not a directory)"
+    with pytest.raises(PrimaError) as caught:
+        open_run(Config(), out=str(tmp_path / "file"), stage="align")
+    assert str(caught.value) == f"{tmp_path / 'file'}: `out` is a file\n  Choose another `out`."
+    run = open_run(Config(), out=str(tmp_path / "run"), stage="align")
+    (run.path / "config.yaml").write_text("a: [")
+    with pytest.raises(PrimaError, match="not valid YAML"):
+        open_run(Config(), out=str(run.path), stage="align")
+
+
+def test_a_damaged_record_is_told(tmp_path: Path):
+    run = open_run(Config(), out=str(tmp_path), stage="align")
+    record = run.path / "run.json"
+    for text, said in (
+        ("[]", "damaged: it has no key 'stage'"),
+        ('{"stage": "align", "seed": 0}', "damaged: it has no key 'inputs'"),
+    ):
+        record.write_text(text)
+        with pytest.raises(PrimaError) as caught:
+            read_record(run.path)
+        assert str(caught.value) == f"{record}: {said}"
+    record.write_text("{")
+    with pytest.raises(PrimaError, match="not valid JSON"):
+        read_record(run.path)
+
+
+def test_a_file_that_the_record_names_must_be_there(tmp_path: Path):
+    run = open_run(Config(), out=str(tmp_path / "run"), stage="align")
+    weights = run.path / "model" / "part" / "w.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"1")
+    finish_run(run, seed=0, inputs={})
+    record = read_record(run.path)
+    check_outputs(run.path, record)
+    weights.unlink()
+    with pytest.raises(PrimaError) as caught:
+        check_outputs(run.path, record)
+    assert str(caught.value) == f"{weights}: this file of the run is missing\n  Copy the run again, or train it again."
+
+
+def test_the_commit_is_this_programs_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Installed into an environment that lies inside of another repository, there is no commit to name."""
+    assert len(rundir.git_commit() or "") == 40
+    package = tmp_path / "site-packages" / "prima_ray" / "stages"
+    package.mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(rundir, "__file__", str(package / "rundir.py"))
+    assert rundir.git_commit() is None

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn import metrics as sk
+
+from prima_ray.base import PrimaError, read_json, write_json
+from prima_ray.cli import main
+from prima_ray.data.description import DataSetConfig
+from prima_ray.data.plan import ExamIndex, split_roles
+from prima_ray.data.schema import MANIFEST, read_manifest
+from prima_ray.evaluation.baselines import metadata_baselines
+from prima_ray.inference.predictor import Predictor
+from prima_ray.stages import row_sets as row_sets_module
+from prima_ray.stages.evaluate import run_evaluate
+from prima_ray.stages.row_sets import photo_set, row_sets
+from tests.conftest import train_tiny
+
+OURS = "PRIMA (photos and attributes)"
+
+
+@pytest.fixture
+def run(tiny_fuse: Path, tmp_path: Path) -> Path:
+    """A run of one's own, to damage. It is another folder than the run was trained in."""
+    return Path(shutil.copytree(tiny_fuse, tmp_path / "moved"))
+
+
+def test_figures_of_a_moved_run(run: Path, labelled_shards: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "prima_ray")
+    assert run_evaluate(str(run), num_resamples=50) == run / "evaluation"
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    index = ExamIndex.read(labelled_shards)
+    test = np.flatnonzero((index.patient_fold == 0) & (index.labels >= 0))
+    assert found["stage"] == "fuse"
+    assert found["model"] == OURS
+    assert (found["fold"], found["num_folds"], found["split"], found["level"]) == (0, 4, "patient", 0.95)
+    assert found["num_resamples"] == 50
+    assert found["shards_hash"] == index.manifest.content_hash
+    assert found["classes"] == ["BCC", "NEV", "SEK"]
+    assert list(found["sets"]) == ["all", "complete", "masked"]
+    # Against scikit-learn, from the run's own predictions.
+    rows = {row["exam_id"]: row for row in pq.read_table(run / "predictions.parquet").to_pylist()}
+    mine = [rows[exam] for exam in index.exam_ids[test]]
+    truth, predicted = [row["label"] for row in mine], [row["prediction"] for row in mine]
+    whole = found["sets"]["all"]
+    assert (whole["num_exams"], whole["num_patients"]) == (len(test), len(set(index.patient_ids[test])))
+    figures = whole["models"][OURS]
+    assert figures["accuracy"]["value"] == pytest.approx(sk.accuracy_score(truth, predicted))
+    assert figures["balanced_accuracy"]["value"] == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
+    assert figures["macro_f1"]["value"] == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
+    assert figures["accuracy"]["low"] <= figures["accuracy"]["value"] <= figures["accuracy"]["high"]
+    assert found["confusion"] == sk.confusion_matrix(truth, predicted, labels=found["classes"]).tolist()
+    assert [row["num_exams"] for row in found["per_class"]] == [truth.count(name) for name in found["classes"]]
+    complete = [("age" in dict(row)) for row in index.attributes.take(pa.array(test)).to_pylist()]
+    assert found["sets"]["complete"]["num_exams"] == sum(complete)
+    assert found["per_photo"]["num_exams"] == index.num_images[test].sum()
+    for name, rival in whole["models"].items():
+        if name != OURS:
+            gap = whole["differences"][name]["accuracy"]["value"]
+            assert gap == pytest.approx(figures["accuracy"]["value"] - rival["accuracy"]["value"])
+    assert list(found["baselines"]) == list(whole["differences"])
+    html = (run / "evaluation" / "report.html").read_text()
+    assert "Test fold 0 of 4" in html
+    assert "photos and attributes" in html
+    assert "All exams: 10 exams of 5 patients" in caplog.text
+
+
+def parts(run: Path, shards: str) -> tuple[ExamIndex, Any]:
+    index = ExamIndex.read(shards)
+    roles = split_roles(index, fold=0, val_fold=None, split="patient")
+    labelled = type(roles)(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    return index, labelled
+
+
+def test_baselines_learn_on_everything_but_the_test_fold(tiny_fuse: Path, labelled_shards: str) -> None:
+    index, roles = parts(tiny_fuse, labelled_shards)
+    whole = row_sets(tiny_fuse, index, roles, model="ours", load=lambda: Predictor.load(tiny_fuse))[0]
+    others = np.setdiff1d(np.flatnonzero(index.labels >= 0), roles.test)
+    for baseline in metadata_baselines(index.manifest.data_set):
+        wanted = baseline.fit_predict(
+            index.attribute_rows(others), index.labels[others], index.attribute_rows(roles.test), 3
+        )
+        assert whole.probabilities[baseline.title] == pytest.approx(wanted)
+
+
+def test_the_masked_set_hides_the_block_from_everybody(tiny_fuse: Path, labelled_shards: str) -> None:
+    """What an exam without the block gets in `all`, it gets in `masked` too; the others lose it."""
+    index, roles = parts(tiny_fuse, labelled_shards)
+    whole, complete, masked = row_sets(tiny_fuse, index, roles, model="ours", load=lambda: Predictor.load(tiny_fuse))
+    without = np.array(["age" not in row for row in index.attribute_rows(roles.test)])
+    assert 0 < without.sum() < len(without)
+    assert (complete.rows == roles.test[~without]).all()
+    for name, found in whole.probabilities.items():
+        assert masked.probabilities[name][without] == pytest.approx(found[without], abs=1e-6)
+        assert (complete.probabilities[name] == found[~without]).all()
+    assert (np.abs(masked.probabilities["ours"] - whole.probabilities["ours"])[~without].max(axis=1) > 1e-6).all()
+    blind = "logistic regression, without the blocks"
+    assert masked.probabilities[blind] == pytest.approx(whole.probabilities[blind])
+
+
+def test_photo_by_photo(tiny_fuse: Path, labelled_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, roles = parts(tiny_fuse, labelled_shards)
+    predictor = Predictor.load(tiny_fuse)
+    whole = row_sets(tiny_fuse, index, roles, model="ours", load=lambda: predictor)[0]
+    photos = photo_set(whole, index, model="ours", load=lambda: predictor)
+    assert photos is not None
+    counts = index.num_images[roles.test]
+    assert photos.rows.tolist() == np.repeat(roles.test, counts).tolist()
+    single = np.repeat(counts, counts) == 1
+    assert photos.probabilities["ours"][single] == pytest.approx(whole.probabilities["ours"][counts == 1], abs=1e-6)
+    assert photos.probabilities["ours"].shape == (counts.sum(), 3)
+    rows = whole.rows[counts == 1]
+    alone = row_sets_module.RowSet("all", "", "", rows, {"ours": whole.probabilities["ours"][counts == 1]})
+    assert photo_set(alone, index, model="ours", load=lambda: predictor) is None
+
+
+def test_photos_alone_are_not_touched_by_the_mask(tiny_finetune: Path, tmp_path: Path) -> None:
+    target = run_evaluate(str(tiny_finetune), out=str(tmp_path / "report"), num_resamples=5)
+    assert target == tmp_path / "report"
+    assert not (tiny_finetune / "evaluation").exists()
+    found = read_json(target / "metrics.json")
+    assert found["model"] == "photos alone"
+    assert found["sets"]["masked"]["models"]["photos alone"] == found["sets"]["all"]["models"]["photos alone"]
+
+
+# ---------------------------------------------------------------------------------------------------- odd data
+
+
+def relabelled(shards: str, folder: Path, label: Mapping[int, str | None], **data_set: Any) -> str:
+    """The shards with other labels by row, one patient a fold, and perhaps another description."""
+    import hashlib
+
+    shutil.copytree(shards, folder)
+    manifest = read_json(folder / MANIFEST)
+    manifest["data_set"] = DataSetConfig.model_validate({**manifest["data_set"], **data_set}).model_dump(mode="json")
+    start = 0
+    for file in manifest["files"]:
+        table = pq.read_table(folder / file["path"])
+        labels = table["label"].to_pylist()
+        labels = [label.get(start + position, name) for position, name in enumerate(labels)]
+        column = table.schema.get_field_index("label")
+        table = table.set_column(column, "label", pa.array(labels, pa.string()))
+        pq.write_table(table, folder / file["path"], row_group_size=3)
+        data = (folder / file["path"]).read_bytes()
+        file.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        start += file["rows"]
+    write_json(folder / MANIFEST, manifest)
+    return str(folder)
+
+
+def on_other_shards(run: Path, shards: str) -> Path:
+    record = read_json(run / "run.json")
+    record["inputs"]["shards"] = {"path": shards, "hash": read_manifest(shards).content_hash}
+    write_json(run / "run.json", record)
+    return run
+
+
+def test_a_test_fold_without_a_class_and_without_labels(run: Path, labelled_shards: str, tmp_path: Path) -> None:
+    index = ExamIndex.read(labelled_shards)
+    test = np.flatnonzero(index.patient_fold == 0)
+    gone = {int(row): None for row in test if index.labels[row] == 2}
+    on_other_shards(run, relabelled(labelled_shards, tmp_path / "shards", gone))
+    found = read_json(run_evaluate(str(run), num_resamples=10) / "metrics.json")
+    assert found["sets"]["all"]["num_exams"] == int(np.isin(index.labels[test], [0, 1]).sum())
+    row = found["per_class"][2]
+    assert (row["num_exams"], row["recall"], row["f1"], row["auroc"]) == (0, None, None, None)
+    html = (run / "evaluation" / "report.html").read_text()
+    assert "The test fold has no exam of SEK: averages run over the other classes." in html
+    nobody = {int(row): None for row in test}
+    shards = relabelled(labelled_shards, tmp_path / "nobody", nobody)
+    with pytest.raises(PrimaError) as caught:
+        run_evaluate(str(on_other_shards(run, shards)))
+    assert str(caught.value) == f"{shards}: no exam of the test fold 0 has a diagnosis"
+
+
+def test_one_patient_of_one_class_and_no_attributes(run: Path, labelled_shards: str, tmp_path: Path) -> None:
+    index = ExamIndex.read(labelled_shards)
+    others = {int(row): None for row in np.flatnonzero(index.patient_fold == 0)[1:]}
+    shards = relabelled(labelled_shards, tmp_path / "shards", others, attributes=[], blocks=[])
+    found = read_json(run_evaluate(str(on_other_shards(run, shards)), num_resamples=10) / "metrics.json")
+    whole = found["sets"]["all"]
+    assert (list(found["sets"]), found["baselines"], whole["num_exams"]) == (["all"], {}, 1)
+    assert whole["models"][OURS]["accuracy"]["value"] in (0, 1)
+    assert whole["models"][OURS]["accuracy"]["low"] is None
+    assert whole["models"][OURS]["auroc"]["value"] is None
+    html = (run / "evaluation" / "report.html").read_text()
+    assert "There is no metadata-only baseline to compare with." in html
+    assert "All exams are of one patient: there is nothing to draw intervals from." in html
+
+
+# ---------------------------------------------------------------------------------------------------- mistakes
+
+
+def message(run: Path | str, **options: Any) -> str:
+    with pytest.raises(PrimaError) as caught:
+        run_evaluate(str(run), **options)
+    return str(caught.value)
+
+
+def test_a_model_of_every_fold_has_nothing_to_be_scored_on(
+    labelled_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_tiny("finetune", labelled_shards, tmp_path / "final", fold="none", max_steps=2)
+    metrics = read_json(run / "metrics.json")
+    assert "test" not in metrics
+    assert "val" in metrics
+    assert pq.read_table(run / "predictions.parquet").num_rows == 0
+    Predictor.load(run)
+    assert main(["evaluate", str(run)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-2:] == [
+        f"prima: {run}: this run trained on every fold (fold: none): no exam is held out to score it on",
+        "  Score a run of the same config with a test fold; the data it saw says nothing about new patients.",
+    ]
+
+
+def test_replaced_shards_are_told_and_moved_ones_found(run: Path, labelled_shards: str, tmp_path: Path) -> None:
+    other = relabelled(labelled_shards, tmp_path / "other", {0: "NEV"})
+    hashes = [read_manifest(item).content_hash[:12] for item in (other, labelled_shards)]
+    replaced = (
+        f"{other}: these are not the shards that the run was trained on: content hash {hashes[0]}, the run's record "
+        f"says {hashes[1]}\n  Their folds may differ, so test exams may have been trained on. "
+        "Name the right ones with --shards."
+    )
+    assert message(run, shards=other) == replaced
+    record = read_json(run / "run.json")
+    gone = str(tmp_path / "gone")
+    record["inputs"]["shards"]["path"] = gone
+    write_json(run / "run.json", record)
+    assert message(run) == f"{gone}: the run's shards are no longer here\n  Say where they are: --shards FOLDER."
+    assert message(run, shards=gone).startswith(f"{gone}: no finished shard folder here")
+    assert run_evaluate(str(run), shards=labelled_shards, num_resamples=2).is_dir()
+
+
+def test_a_missing_file_is_named(run: Path) -> None:
+    for name in ("predictions.parquet", "model/fusion/model.safetensors", "model/config.json"):
+        aside = (run / name).rename(run / "aside")
+        assert (
+            message(run) == f"{run / name}: this file of the run is missing\n  Copy the run again, or train it again."
+        )
+        aside.rename(run / name)
+    (run / "config.yaml").unlink()
+    assert message(run) == f"{run / 'config.yaml'}: no such config file"
+    (run / "config.yaml").write_text("fold: 0\n")
+    assert message(run) == f"{run / 'config.yaml'}: damaged: it has no key 'val_fold'"
+    (run / "run.json").unlink()
+    assert message(run).startswith(f"{run}: this is not finished (run.json is missing)")
+    assert not (run / "evaluation").exists()
+
+
+def test_damaged_predictions_are_told(run: Path) -> None:
+    path = run / "predictions.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 1), path)
+    assert message(run).startswith(f"{path}: ")
+    assert "exams of the test fold have no prediction" in message(run)
+    pq.write_table(table.drop_columns(["prob_NEV"]), path)
+    assert message(run) == f"{path}: has no column prob_NEV"
+    path.write_bytes(b"x" * 100)
+    assert message(run).startswith(f"{path}: cannot be read as Parquet (")
+
+
+def test_a_stage_that_does_not_diagnose_is_refused(run: Path) -> None:
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", {**record, "stage": "ingest"})
+    assert message(run) == f"{run}: a run of ingest does not diagnose\n  Name a run of `prima fuse`."
