@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -61,8 +62,7 @@ class ImageTowerConfig(StrictConfig):
 
         base = self.name.partition(".")[0]
         if not timm.is_model(base):
-            near = timm.list_models(f"*{base[:12]}*")[:3]
-            raise PrimaError(f"timm has no model {self.name!r}", mend=f"Perhaps {', '.join(near)}?" if near else None)
+            raise PrimaError(f"timm has no model {self.name!r}", mend=near_models(base))
         reads = torch.get_default_device().type != "meta"
         options, weights = dict(self.options), {}
         try:
@@ -186,6 +186,14 @@ class ImageTower(nn.Module):
         else:
             tokens = features[:, self.num_prefix_tokens :]
         return (features[:, 0] if self.uses_cls else tokens.mean(dim=1)), tokens
+
+
+def near_models(name: str) -> str | None:
+    """Whether one of timm's names may have been meant."""
+    import timm
+
+    near = get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.8)
+    return f"Perhaps {', '.join(near)}?" if near else None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from prima_ray.base import PrimaError, hash_file, read_json, write_json
+from prima_ray.models.image_tower import near_models
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, first_line, resolve_text_model
 
 _log = logging.getLogger(__name__)
@@ -104,13 +105,8 @@ def _resolve(name: str) -> _Model:
     except RuntimeError:
         published = None
     if published is None or not published.hf_hub_id:
-        near = timm.list_pretrained(f"*{name.partition('.')[0][:12]}*")[:3]
-        raise PrimaError(
-            f"timm publishes no weights {name!r}",
-            mend=f"Perhaps {', '.join(near)}? A model of transformers is named owner/name."
-            if near
-            else "A model of transformers is named owner/name.",
-        )
+        hints = (near_models(name), "A model of transformers is named owner/name.")
+        raise PrimaError(f"timm publishes no weights {name!r}", mend=" ".join(hint for hint in hints if hint))
     return _Model(name=published.hf_hub_id.partition("/")[2], repo=published.hf_hub_id)
 
 

@@ -254,7 +254,7 @@ def test_weights_by_name_that_are_not_to_be_had() -> None:
         (
             {"name": "vit_tiny_patch16_225"},
             "timm has no model 'vit_tiny_patch16_225'\n"
-            "  Perhaps vit_tiny_patch16_224, vit_tiny_patch16_384, vit_tiny_patch16_dinov3_qkvb?",
+            "  Perhaps vit_tiny_patch16_224, deit_tiny_patch16_224, vit_tiny_patch16_384?",
         ),
         ({"name": "zzz"}, "timm has no model 'zzz'"),
         (
