@@ -233,7 +233,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 def test_dropout_is_off_in_training() -> None:
     model = qwen(config={**QWEN3, "attention_dropout": 0.5}, trainable="full").train()
-    assert torch.equal(model(feature_batch())["logits"], model(feature_batch())["logits"])
+    assert torch.allclose(model(feature_batch())["logits"], model(feature_batch())["logits"], atol=1e-6)
 
 
 def test_logits_are_float32_under_autocast() -> None:

@@ -94,7 +94,7 @@ def test_adapters_train_alone_and_merge_into_the_same_function(saved: Callable[[
     before, structure, names = run().detach(), _structure(model), list(model.state_dict())
     attributes = set(vars(model))
     set_trainable(model, "lora", LoraConfig(rank=4, alpha=8.0))
-    assert torch.equal(run(), before), "fresh adapters change nothing"
+    assert torch.allclose(run(), before, atol=1e-5), "fresh adapters change nothing"
     assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
     _randomise_adapters(model)
     adapted = run()

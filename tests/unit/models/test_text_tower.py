@@ -98,7 +98,7 @@ def test_random_weights_from_an_architecture(kind: str) -> None:
 def test_dropout_is_off_in_training() -> None:
     config = {"model_type": "bert", **BERT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     model = tower(config=config).train()
-    assert torch.equal(encode(model, TEXTS)[1], encode(model, TEXTS)[1])
+    assert torch.allclose(encode(model, TEXTS)[1], encode(model, TEXTS)[1], atol=1e-5)
 
 
 def test_adapters_train_alone(saved: Saved) -> None:
@@ -108,7 +108,7 @@ def test_adapters_train_alone(saved: Saved) -> None:
     assert all("lora_" in name for name in names)
     before = encode(model, TEXTS)[1]
     merge_lora(model)
-    assert torch.equal(encode(model, TEXTS)[1], before)
+    assert torch.allclose(encode(model, TEXTS)[1], before, atol=1e-5)
 
 
 def test_models_that_cannot_be_had_are_mistakes(saved: Saved, tmp_path: Path) -> None:
