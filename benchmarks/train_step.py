@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -196,7 +197,7 @@ class Side:
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
         self.threads = 0
 
-    def arrive(self, chunk: int, *, timeout_s: float = 600.0) -> float:
+    def arrive(self, chunk: int, *, timeout_s: float = 1800.0) -> float:
         """Wait until the side stands at its gate; the seconds that its chunk took."""
         path = self.folder / f"at-{chunk}"
         deadline = time.monotonic() + timeout_s
@@ -296,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.work = arguments.work.resolve()
     shutil.rmtree(arguments.work, ignore_errors=True)
     sides: dict[str, Side] = {}
+    # A benchmark that is ended takes its two processes and their cluster with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     try:
         for name in ("ray", "bare"):
             # One after the other: the second finds the first's text features.
