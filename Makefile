@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	@command -v $${CXX:-c++} >/dev/null || { echo "A C++ compiler is needed: install g++." >&2; exit 2; }
 	@test -x "$(UV)" || { $(PYTHON) -m venv .venv-uv && .venv-uv/bin/pip install --quiet uv; }
-	$(UV) sync --all-extras --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	$(UV) sync --all-extras --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 	$(BIN)/python -m prima_ray.training.engine_build
 	@touch $@
 

@@ -145,10 +145,9 @@ class Collator:
         for exam_photos, exam_id, pad in zip(photos, exam_ids, padding, strict=True):
             if not pad and not exam_photos:
                 raise PrimaError(f"the exam {exam_id} has no photo", mend="Ingest the data set again.")
-        if self.train:
-            width = config.num_views
-        else:
-            width = max([1, *(min(len(items or ()), config.max_photos) for items in photos)])
+        counts = [len(items or ()) for items in photos]
+        slots = [config.count_views(count) if self.train else min(count, config.max_photos) for count in counts]
+        width = max([1, *slots])
         size = config.image_size
         pixels = np.zeros((len(photos), width, size, size, 3), dtype=np.uint8)
         mask = np.zeros((len(photos), width), dtype=bool)
@@ -156,8 +155,8 @@ class Collator:
             if padding[position]:
                 continue
             if self.train:
-                self._augmented(exam_photos, exam_id, int(epoch), config, pixels[position])
-                mask[position] = True
+                self._augmented(exam_photos, exam_id, int(epoch), config, pixels[position, : slots[position]])
+                mask[position, : slots[position]] = True
                 continue
             for slot, photo in enumerate(exam_photos[: config.max_photos]):
                 image = _decode(photo, exam_id, draft_side=size)
@@ -179,15 +178,15 @@ class Collator:
     ) -> None:
         """Fill ``out`` (V, S, S, 3) with the exam's training views."""
         choice = view_generator(*self._key(epoch, exam_id, "photos"))
-        chosen = choose_photos(len(photos), config.num_views, choice)
+        chosen = choose_photos(len(photos), len(out), choice)
         draws = [
             draw_augmentation(view_generator(*self._key(epoch, exam_id, view)), config.augment)
-            for view in range(config.num_views)
+            for view in range(len(out))
         ]
         for index in sorted(set(chosen)):
             photo = photos[index]
             aspect = photo["width"] / photo["height"]
-            mine = [view for view in range(config.num_views) if chosen[view] == index]
+            mine = [view for view in range(len(out)) if chosen[view] == index]
             # One decode serves every view of the photo, at the reduction that the tightest crop allows.
             side = max(augmented_side(draws[view], aspect, config.image_size) for view in mine)
             image = _decode(photo, exam_id, draft_side=side)

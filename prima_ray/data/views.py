@@ -70,11 +70,15 @@ class ViewConfig(StrictConfig):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     resize: Literal["crop", "squash"] = "crop"
     """Without augmentation: the central square, or the whole photo out of proportion."""
-    num_views: int = Field(default=2, ge=1)
-    """Augmented views an exam in training."""
+    num_views: Annotated[int, Field(ge=1)] | Literal["all"] = 2
+    """Augmented views an exam in training; `all`: one of each photo, up to `max_photos`, as without augmentation."""
     max_photos: int = Field(default=8, ge=1)
     """Without augmentation every photo of the exam is a view, up to this many."""
     augment: AugmentConfig = AugmentConfig()
+
+    def count_views(self, num_photos: int) -> int:
+        """Training views of an exam with so many photos."""
+        return min(num_photos, self.max_photos) if self.num_views == "all" else self.num_views
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ class FuseConfig(TrainingConfig):
     """See the module."""
 
     inputs: FuseInputs
-    views: ViewConfig = ViewConfig(num_views=1)
+    views: ViewConfig = ViewConfig(num_views="all")
+    """All photos of an exam in training too: a fusion model that never saw two reads the second one badly."""
     text: MetadataTextConfig = MetadataTextConfig()
     image_tower: ImageTowerConfig | None = None
     """An untrained image tower, where no input gives one."""

@@ -1,11 +1,13 @@
 """What Ray's processes say on a user's terminal: warnings that a user can act on, and our own progress.
 
-Ray runs `quiet_worker` in every process that it starts for a job of ours (`worker_process_setup_hook`).
+Ray runs `set_up_worker` in every process that it starts for a job of ours (`worker_process_setup_hook`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 
 _LEVELS = {
@@ -19,6 +21,14 @@ _LEVELS = {
 }
 
 
+def set_up_worker() -> None:
+    """Quiet, and nothing on stdout: Ray repeats it on the driver's, whose last line is the answer of a command."""
+    sys.stdout.flush()
+    # The descriptor, not `sys.stdout`: compiled code (DeepSpeed's op) prints as well.
+    os.dup2(2, 1)
+    quiet_worker()
+
+
 def quiet_worker() -> None:
     """Turn libraries' chatter in this process down to warnings."""
     for name, level in _LEVELS.items():
@@ -29,4 +39,4 @@ def quiet_worker() -> None:
 
 def runtime_env() -> dict[str, str]:
     """What `ray.init` is told of a job of ours."""
-    return {"worker_process_setup_hook": "prima_ray.training.quiet.quiet_worker"}
+    return {"worker_process_setup_hook": "prima_ray.training.quiet.set_up_worker"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -296,3 +296,20 @@ def test_rank_slices_of_the_local_path_read_every_row_once(toy_shards: str, coll
         if name
     ]
     assert sorted(seen) == [f"e{number:03}" for number in range(23)]
+
+
+def test_all_photos_of_an_exam_are_views_in_training_too(toy_shards: str, collate: Collator):
+    every = replace(collate, views=ViewConfig(image_size=24, num_views="all", max_photos=8))
+    trained, evaluated = stream(toy_shards, every, total=4), stream(toy_shards, every.for_evaluation(), total=4)
+    for left, right in zip(trained, evaluated, strict=True):
+        assert left.exam_ids == right.exam_ids
+        assert left.image_mask is not None
+        assert right.image_mask is not None
+        assert torch.equal(left.image_mask, right.image_mask)
+        assert not left.images[~left.image_mask].any()
+    assert {int(count) for batch in trained for count in batch.image_mask.sum(dim=1)} == {1, 2}
+
+
+def test_all_photos_stop_at_the_most_that_are_read():
+    assert [ViewConfig(num_views="all", max_photos=3).count_views(count) for count in (1, 3, 9)] == [1, 3, 3]
+    assert ViewConfig(num_views=2).count_views(1) == 2
