@@ -7,6 +7,7 @@ stderr; a stage's last line on stdout is `run: PATH`. To add a stage: one line i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -114,7 +115,7 @@ def _add_config_arguments(command: argparse.ArgumentParser) -> None:
 
 def _run_stage(arguments: argparse.Namespace) -> int:
     config, run = load_stage(arguments.stage, arguments.config, arguments.overrides)
-    print(f"run: {run(config)}")  # noqa: T201 - the stage's answer
+    _answer(run, config)
     return 0
 
 
@@ -127,8 +128,7 @@ def _run_config(arguments: argparse.Namespace) -> int:
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.evaluate import run_evaluate
 
-    out = run_evaluate(arguments.run_dir, out=arguments.out, shards=arguments.shards)
-    print(f"run: {out}")  # noqa: T201 - the stage's answer
+    _answer(run_evaluate, arguments.run_dir, out=arguments.out, shards=arguments.shards)
     return 0
 
 
@@ -154,8 +154,15 @@ def _run_fetch(arguments: argparse.Namespace) -> int:
 def _run_demo(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.demo import run_demo
 
-    print(f"run: {run_demo(arguments.out)}")  # noqa: T201 - the command's answer
+    _answer(run_demo, arguments.out)
     return 0
+
+
+def _answer(run: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """Run, then name the run directory on stdout, where nothing else goes: Ray's driver prints there unasked."""
+    with contextlib.redirect_stdout(sys.stderr):
+        out = run(*arguments, **options)
+    print(f"run: {out}")  # noqa: T201 - the command's answer
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -42,7 +43,8 @@ def run_predict(
     """
     _check_arguments(shards=shards, out=out, images=images, metadata=metadata, as_json=as_json)
     if shards is not None and out is not None:
-        predict_folder(run_dir, shards, Path(out))
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's driver prints to stdout unasked
+            predict_folder(run_dir, shards, Path(out))
         print(f"run: {out}")  # noqa: T201 - the command's answer
         return 0
     answer = predict_exam(run_dir, images, metadata)
