@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ TINY = Sizes(
 )
 
 
-class Workload:
+class Workload(ABC):
     """One model on the device, its engine, and a made-up batch on the host."""
 
     micro_batch: int
@@ -123,8 +124,9 @@ class Workload:
         self.accumulate(moved)
         self.engine.step(3e-5)
 
+    @abstractmethod
     def accumulate(self, batch: ImageTextBatch) -> None:
-        raise NotImplementedError
+        """Forward and backward of every micro-batch."""
 
 
 class AlignWorkload(Workload):
