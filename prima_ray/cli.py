@@ -19,6 +19,7 @@ from typing import Any
 from prima_ray import __version__
 from prima_ray.base import PrimaError, StrictConfig
 from prima_ray.config import dump_config, load_config
+from prima_ray.training.cluster import disconnect
 
 STAGES: dict[str, tuple[str, str, str]] = {
     "ingest": ("prima_ray.stages.ingest", "IngestConfig", "photos and a table -> shards, folds, manifest, quarantine"),
@@ -36,9 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
     except PrimaError as error:
+        # Not before Ray's processes are done with stderr: the reason is the last line.
+        disconnect()
         _say(f"prima: {error}")
         return 2
     except KeyboardInterrupt:
+        disconnect()
         _say("prima: interrupted; the same command continues where it can")
         return 130
     except BrokenPipeError:

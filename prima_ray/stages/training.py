@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prima_ray.base import PrimaError, is_uri, write_json
+from prima_ray.base import PrimaError, is_uri, write_atomic, write_json
 from prima_ray.data.plan import ExamIndex, Roles, plan_epoch, split_roles
 from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
@@ -219,6 +219,6 @@ def write_predictions(path: Path, index: ExamIndex, rows: Rows, folds: Rows, pro
             **{f"prob_{name}": pa.array(values[:, position], pa.float64()) for position, name in enumerate(names)},
         }
     )
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_atomic(path, sink.getvalue().to_pybytes())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from prima_ray.base import PrimaError
 from prima_ray.training.config import RayContextConfig
-from prima_ray.training.quiet import quiet_worker, runtime_env
+from prima_ray.training.quiet import quiet_driver, quiet_worker, runtime_env
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
@@ -19,6 +20,7 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
     Raises:
         PrimaError: there is no cluster at the address.
     """
+    quiet_driver()
     import ray
 
     if ray.is_initialized():
@@ -56,6 +58,13 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
             _log.warning("Ray did not start within 30 s: trying again")
             ray.shutdown()
     quiet_worker()
+
+
+def disconnect() -> None:
+    """Leave the cluster, and stop it if it is our own. When this returns, Ray has said all that it has to say."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 def check_budget(context: RayContextConfig, *, num_workers: int) -> None:

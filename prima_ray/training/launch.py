@@ -67,11 +67,11 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 
 
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
+    connect(context, num_workers=job.config.worker_range[1])
+    check_budget(context, num_workers=job.config.worker_range[1])
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    connect(context, num_workers=job.config.worker_range[1])
-    check_budget(context, num_workers=job.config.worker_range[1])
     gpus = context.gpus_per_worker
     resources = {"CPU": context.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
     low, high = job.config.worker_range

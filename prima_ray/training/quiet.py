@@ -1,6 +1,7 @@
 """What Ray's processes say on a user's terminal: warnings that a user can act on, and our own progress.
 
-Ray runs `set_up_worker` in every process that it starts for a job of ours (`worker_process_setup_hook`).
+Ray runs `set_up_worker` in every process that it starts for a job of ours (`worker_process_setup_hook`), and copies
+what they write on stderr to the driver's; `quiet_driver` leaves lines out there that no level of a logger governs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,25 @@ _LEVELS = {
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": logging.ERROR,
     # A traceback whenever the autoscaler is slow to answer, on a busy machine; it asks again.
     "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": logging.ERROR,
+    # That tokens guard a cluster of one's own is the safe default, and nothing to warn of.
+    "ray._private.authentication.authentication_token_setup": logging.ERROR,
+    # "No CUDA runtime is found", whenever an operation of DeepSpeed's is loaded on a CPU.
+    "torch.utils.cpp_extension": logging.ERROR,
     "DeepSpeed": logging.WARNING,
 }
+
+_LEFT_OUT = (
+    # Ray Train sets its loggers up after our hook has run, at INFO.
+    r"Requesting resources:",
+    r"Attempting to start training worker group",
+    r"Setting up process group for:",
+    r"Started training worker group of size",
+    r"- \(ip=\S+ pid=\d+\) world_rank=",
+    # https://github.com/ray-project/ray/issues/53727: said of an actor of Ray's own.
+    r"Actor with class name: 'PreemptionWatcher'",
+    r"Progress bars disabled\.",
+    r"DeepSpeed \S+ built successfully",
+)
 
 
 def set_up_worker() -> None:
@@ -26,6 +44,12 @@ def set_up_worker() -> None:
     sys.stdout.flush()
     # The descriptor, not `sys.stdout`: compiled code (DeepSpeed's op) prints as well.
     os.dup2(2, 1)
+    quiet_worker()
+
+
+def quiet_driver() -> None:
+    """To be called before Ray is imported, which reads the variable then."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "|".join(_LEFT_OUT))
     quiet_worker()
 
 
