@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ def compute_features(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FeatureSet:
     """The features of some rows under a frozen tower: found finished below ``root``, or computed and committed.
 
@@ -83,7 +83,7 @@ def compute_features(
         rows: None computes all rows; others have no features and cannot be streamed.
         rank, world_size, barrier: where several processes share the work, each calls this with its own rank; the
             barrier is called twice, whether or not there was work.
-        progress: is told the number of exams done since the last call.
+        progress: is told the exams done since the last call, and how many this rank has to do in all.
 
     Raises:
         PrimaError: the shards are damaged.
@@ -108,10 +108,9 @@ def compute_features(
         wanted = np.ones(manifest.num_exams, dtype=bool)
         if rows is not None:
             wanted = np.isin(np.arange(manifest.num_exams), rows)
-        writer = _Writer(path, shards, manifest, collate, encode, config, wanted, progress)
-        for number, (variant, file) in enumerate(_work(manifest, variants)):
-            if number % world_size == rank:
-                writer.write(variant, file)
+        mine = [item for number, item in enumerate(_work(manifest, variants)) if number % world_size == rank]
+        writer = _Writer(path, shards, manifest, collate, encode, config, wanted)
+        writer.write_all(mine, progress)
     if barrier:
         barrier()
     if rank == 0 and not _exists(filesystem, join(folder, FEATURES_MANIFEST)):
@@ -143,21 +142,37 @@ class _Writer:
     config: FeatureConfig
     wanted: NDArray[np.bool_]
     """Of every row: whether its features are computed."""
-    progress: Callable[[int], None] | None
 
-    def write(self, variant: int, file: int) -> None:
-        """Write a file unless it is there already."""
+    def write_all(self, work: Sequence[tuple[int, int]], progress: Callable[[int, int], None] | None) -> None:
+        """Write the (variant, file) that are not there already."""
         filesystem, folder = open_filesystem(self.path)
-        name = self.manifest.files[file].path
-        relative = f"v{variant}/{name}"
-        if _read_marker(filesystem, folder, relative) is not None:
-            return
+        left = [item for item in work if _read_marker(filesystem, folder, self._name(*item)) is None]
+        total = sum(len(self._rows(file)) for _, file in left)
+
+        def tell(count: int) -> None:
+            if progress:
+                progress(count, total)
+
+        for variant, file in left:
+            self._write(variant, file, tell)
+
+    def _name(self, variant: int, file: int) -> str:
+        return f"v{variant}/{self.manifest.files[file].path}"
+
+    def _rows(self, file: int) -> Rows:
+        """The file's rows whose features are wanted."""
+        start = sum(item.rows for item in self.manifest.files[:file])
+        return np.flatnonzero(self.wanted[start : start + self.manifest.files[file].rows]) + start
+
+    def _write(self, variant: int, file: int, tell: Callable[[int], None]) -> None:
+        filesystem, folder = open_filesystem(self.path)
+        relative = self._name(variant, file)
         filesystem.create_dir(join(folder, f"v{variant}"), recursive=True)
         final = join(folder, relative)
         # Under a name of its own until it is whole: another process may be computing the same features.
         temporary = f"{final}.{uuid.uuid4().hex[:8]}"
         try:
-            specs, rows = self._write_table(temporary, variant, file)
+            specs, rows = self._write_table(temporary, variant, file, tell)
             size = filesystem.get_file_info(temporary).size
             digest = hash_stream(filesystem, temporary)
             filesystem.move(temporary, final)
@@ -168,13 +183,15 @@ class _Writer:
         marker = _Marker(file=ShardFile(path=relative, rows=rows, bytes=size, sha256=digest), specs=specs)
         _write_text(filesystem, f"{final}.json", canonical_json(marker.model_dump(mode="json")))
 
-    def _write_table(self, path: str, variant: int, file: int) -> tuple[tuple[FeatureSpec, ...], int]:
+    def _write_table(
+        self, path: str, variant: int, file: int, tell: Callable[[int], None]
+    ) -> tuple[tuple[FeatureSpec, ...], int]:
         filesystem, _ = open_filesystem(self.path)
         source, root = open_filesystem(self.shards)
         footer = pq.read_metadata(join(root, self.manifest.files[file].path), filesystem=source)
         start = sum(item.rows for item in self.manifest.files[:file])
-        wanted = np.flatnonzero(self.wanted[start : start + footer.num_rows]) + start
-        encoded = self._encoded(variant, wanted if len(wanted) else np.array([start]))
+        wanted = self._rows(file)
+        encoded = self._encoded(variant, wanted if len(wanted) else np.array([start]), tell)
         row, values = next(encoded)
         specs = specs_of({name: value[None] for name, value in values.items()}, self.config.dtype)
         schema = pa.schema([(spec.name, pa.binary()) for spec in specs])
@@ -193,7 +210,9 @@ class _Writer:
                 writer.write_table(pa.table(arrays, schema=schema), row_group_size=max(1, len(arrays[0])))
         return specs, footer.num_rows
 
-    def _encoded(self, variant: int, rows: Rows) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def _encoded(
+        self, variant: int, rows: Rows, tell: Callable[[int], None]
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """(row, unpadded values by name) for every row, in order."""
         size = self.config.batch_size
         padded = np.pad(rows, (0, -len(rows) % size), constant_values=-1).reshape(-1, size)
@@ -208,8 +227,7 @@ class _Writer:
                         int(row),
                         {name: _trim(name, value[position], batch, position) for name, value in encoded.items()},
                     )
-            if self.progress:
-                self.progress(int((planned >= 0).sum()))
+            tell(int((planned >= 0).sum()))
 
 
 def _trim(name: str, value: Tensor, batch: ImageTextBatch, position: int) -> Tensor:

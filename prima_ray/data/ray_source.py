@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import Dataset, Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -50,9 +50,9 @@ class PacedExecution(ExecutionCallback):  # type: ignore[misc]
     """Keeps an execution's control loop from spinning while its consumer is behind.
 
     The loop waits in `ray.wait` for the output of read tasks. Once the stream holds what it may hold, that output is
-    ready but not taken, `ray.wait` returns at once, and the loop turns for nothing (Ray 2.60). It runs in the consumer's
-    process: on two cores it took one of them, and the interpreter's lock with it, and a training step took 2.6 times
-    as long. A step that waited for something is not held up, so neither is a consumer that is ahead.
+    ready but not taken, `ray.wait` returns at once, and the loop turns for nothing (Ray 2.60). It runs in the
+    consumer's process: on two cores it took one of them, and the interpreter's lock with it, and a training step took
+    twice as long. A step that waited for something is not held up, so neither is a consumer that is ahead.
     """
 
     SPINNING_S = 0.01

@@ -96,6 +96,18 @@ class ImageTowerConfig(StrictConfig):
         _no_random_masks(model)
         return ImageTower(self, model)
 
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation, (R, G, B), of the pixels that the published weights were trained on.
+
+        None for random weights, and for a model of which timm knows none.
+        """
+        if not (self.pretrained or self.weights):
+            return None
+        import timm
+
+        published = timm.models.get_pretrained_cfg(self.name)
+        return (tuple(published.mean), tuple(published.std)) if published else None
+
     def _explain(self, error: Exception) -> Exception:
         """A mistake in the config as a `PrimaError`; anything else as it is."""
         first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

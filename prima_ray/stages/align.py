@@ -18,7 +18,7 @@ from prima_ray.losses import AlignLossConfig
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, TemperatureConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
-from prima_ray.stages.training import Plan, Trained, check_view_size, feature_root, run_training
+from prima_ray.stages.training import Plan, Trained, check_pixels, check_view_size, feature_root, run_training
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
 from prima_ray.training.task import seeded_init
 from prima_ray.training.tasks.align import AlignTask
@@ -68,6 +68,7 @@ def run(config: AlignConfig) -> Path:
         PrimaError: a mistake in the config or its inputs.
     """
     parents = {"text_encoder": config.inputs.text_encoder} if config.inputs.text_encoder else {}
+    check_pixels(config.views, tower=config.image_tower)
     return run_training(
         config,
         stage="align",

@@ -13,7 +13,7 @@ from prima_ray.inference.bundle import component_folder, save_bundle
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.lora import LoraConfig, Trainable
 from prima_ray.stages.rundir import read_record
-from prima_ray.stages.training import Plan, Trained, check_view_size, predict_held_out, run_training
+from prima_ray.stages.training import Plan, Trained, check_pixels, check_view_size, predict_held_out, run_training
 from prima_ray.training.classification import ClassificationLossConfig, class_weights
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
 from prima_ray.training.tasks.finetune import FinetuneTask
@@ -58,6 +58,7 @@ def run(config: FinetuneConfig) -> Path:
     parents = {"align": config.inputs.align} if config.inputs.align else {}
     for path in parents.values():
         read_record(path, stage="align")
+    check_pixels(config.views, tower=config.image_tower, parents=parents.values())
     return run_training(
         config,
         stage="finetune",

@@ -16,7 +16,15 @@ from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages.rundir import read_record
-from prima_ray.stages.training import Plan, Trained, check_view_size, feature_root, predict_held_out, run_training
+from prima_ray.stages.training import (
+    Plan,
+    Trained,
+    check_pixels,
+    check_view_size,
+    feature_root,
+    predict_held_out,
+    run_training,
+)
 from prima_ray.training.classification import ClassificationLossConfig, class_weights
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
 from prima_ray.training.tasks.fuse import FuseTask, TowerSources
@@ -75,6 +83,7 @@ def run(config: FuseConfig) -> Path:
     parents = {role: path for role, path in named.items() if path}
     for role, path in parents.items():
         read_record(path, stage=role)
+    check_pixels(config.views, tower=config.image_tower, parents=parents.values())
     return run_training(
         config,
         stage="fuse",

@@ -7,7 +7,7 @@ loads the chosen checkpoint into it, so workers hand over nothing but checkpoint
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from prima_ray.base import PrimaError, is_uri, write_atomic, write_json
 from prima_ray.data.plan import ExamIndex, Roles, plan_epoch, split_roles
 from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
+from prima_ray.inference.bundle import read_bundle_config
+from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages.rundir import RunDir, finish_run, open_run
 from prima_ray.training.checkpoint import load_best, load_last
 from prima_ray.training.config import LocalContextConfig, TrainingConfig
@@ -168,6 +170,34 @@ def check_view_size(views: ViewConfig, image_size: int) -> None:
     """
     if views.image_size != image_size:
         raise ValueError(f"views.image_size is {views.image_size}, the image tower reads {image_size}: set them alike")
+
+
+def check_pixels(views: ViewConfig, *, tower: ImageTowerConfig | None = None, parents: Iterable[str] = ()) -> None:
+    """Views must be normalised as the pixels were that the tower learned from.
+
+    A run of ours is held to it; of published weights a deviation is told, for they may be anybody's.
+
+    Raises:
+        PrimaError: a parent run had other statistics.
+    """
+    mine = (views.mean, views.std)
+    for path in parents:
+        theirs = read_bundle_config(Path(path) / "model").views
+        if (theirs.mean, theirs.std) != mine:
+            raise PrimaError(
+                f"views.mean {list(views.mean)} and views.std {list(views.std)} are not those of this run, "
+                f"{list(theirs.mean)} and {list(theirs.std)}",
+                where=path,
+                mend="Set them alike.",
+            )
+    published = tower.pixel_statistics() if tower else None
+    if tower and published and published != mine:
+        _log.warning(
+            "warning: %s was trained on pixels of mean %s and deviation %s: set views.mean and views.std to them",
+            tower.name,
+            list(published[0]),
+            list(published[1]),
+        )
 
 
 def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,9 +37,9 @@ class StreamSpec:
 
 
 class ProgressBar(Protocol):
-    """Counts optimizer steps for a person."""
+    """Counts optimizer steps, or exams, for a person."""
 
-    def update(self, *, loss: float) -> None: ...
+    def update(self, count: int = 1, *, loss: float | None = None) -> None: ...
 
 
 class WorkerContext(Protocol):
@@ -65,7 +65,9 @@ class WorkerContext(Protocol):
         """Wait for every rank."""
         ...
 
-    def progress(self, *, total: int, initial: int, description: str) -> AbstractContextManager[ProgressBar]:
+    def progress(
+        self, *, total: int, description: str, initial: int = 0, unit: str = "step"
+    ) -> AbstractContextManager[ProgressBar]:
         """A progress bar on rank 0, nothing elsewhere."""
         ...
 
@@ -92,10 +94,10 @@ class LocalContext:
         return
 
     @contextmanager
-    def progress(self, *, total: int, initial: int, description: str) -> Iterator[ProgressBar]:
+    def progress(self, *, total: int, description: str, initial: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
         from tqdm import tqdm
 
-        with tqdm(total=total, initial=initial, desc=description, unit="step", file=sys.stderr, mininterval=1.0) as bar:
+        with tqdm(total=total, initial=initial, desc=description, unit=unit, file=sys.stderr, mininterval=1.0) as bar:
             yield _TqdmBar(bar)
 
 
@@ -137,29 +139,31 @@ class RayContext:
             torch.distributed.barrier()
 
     @contextmanager
-    def progress(self, *, total: int, initial: int, description: str) -> Iterator[ProgressBar]:
-        yield _LineBar(total, initial, description) if self.rank == 0 else _NoBar()
+    def progress(self, *, total: int, description: str, initial: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
+        yield _LineBar(total, initial, description, unit) if self.rank == 0 else _NoBar()
 
 
 class _TqdmBar:
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
-    def update(self, *, loss: float) -> None:
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self._bar.update()
+    def update(self, count: int = 1, *, loss: float | None = None) -> None:
+        if loss is not None:
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update(count)
 
 
 class _LineBar:
     """A worker's stderr reaches the driver line by line: a line now and then instead of a bar."""
 
-    def __init__(self, total: int, initial: int, description: str, *, every_s: float = 10.0) -> None:
-        self._total, self._done, self._description, self._every_s = total, initial, description, every_s
+    def __init__(self, total: int, initial: int, description: str, unit: str, *, every_s: float = 10.0) -> None:
+        self._total, self._done, self._every_s = total, initial, every_s
+        self._label = f"{description}: {unit}"
         self._initial, self._started = initial, time.monotonic()
         self._last = float("-inf")
 
-    def update(self, *, loss: float) -> None:
-        self._done += 1
+    def update(self, count: int = 1, *, loss: float | None = None) -> None:
+        self._done += count
         now = time.monotonic()
         if now - self._last < self._every_s and self._done < self._total:
             return
@@ -167,13 +171,29 @@ class _LineBar:
         rate = (self._done - self._initial) / max(now - self._started, 1e-9)
         left = (self._total - self._done) / rate
         # Not print: Ray Train repeats what is printed in its log, which comes to the same terminal.
-        sys.stderr.write(f"{self._description}: step {self._done}/{self._total}, loss {loss:.4f}, {left:.0f} s left\n")
+        shown = "" if loss is None else f", loss {loss:.4f}"
+        sys.stderr.write(f"{self._label} {self._done}/{self._total}{shown}, {left:.0f} s left\n")
         sys.stderr.flush()
 
 
 class _NoBar:
-    def update(self, *, loss: float) -> None:
-        del loss
+    def update(self, count: int = 1, *, loss: float | None = None) -> None:
+        del count, loss
+
+
+@contextmanager
+def counting(context: WorkerContext, description: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that is told (exams done now, exams in all); its bar appears with the first of them."""
+    with ExitStack() as stack:
+        bar: ProgressBar | None = None
+
+        def done(count: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(context.progress(total=total, description=description, unit="exam"))
+            bar.update(count)
+
+        yield done
 
 
 def _share_cores(num_neighbours: int) -> None:

@@ -25,15 +25,10 @@ from prima_ray.data.views import ViewConfig
 
 ray = pytest.importorskip("ray")
 
+from prima_ray.data import ray_source  # noqa: E402 - it imports Ray
+from prima_ray.data.ray_source import PacedExecution  # noqa: E402
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +106,7 @@ def test_resuming_at_a_step_gives_the_tail(toy_shards: str, collate: Collator) -
 
 
 def test_reading_starts_when_every_cpu_is_taken(toy_shards: str, collate: Collator) -> None:
-    @ray.remote(num_cpus=2)
+    @ray.remote(num_cpus=int(ray.cluster_resources()["CPU"]))
     class Trainer:
         def first(self, shards: str, collate: Collator) -> tuple[str, ...]:
             plan = plan_steps(np.arange(23), global_batch=7, seed=5, total_steps=2)
@@ -137,6 +132,29 @@ def test_stopping_early_shuts_the_execution_down(toy_shards: str, collate: Colla
     batches.close()  # type: ignore[attr-defined]
     wait_until_idle()
     assert not [name for name in threading_names() if name.startswith("prima-collate")]
+
+
+def test_the_control_loop_rests_while_the_consumer_is_behind(
+    toy_shards: str, collate: Collator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[float] = []
+
+    class Counted(PacedExecution):
+        def on_execution_step(self, executor: Any) -> None:
+            turns.append(time.monotonic())
+            super().on_execution_step(executor)
+
+    monkeypatch.setattr(ray_source, "PacedExecution", Counted)
+    # Little room, so that the stream is full soon.
+    batches = ray_batches(toy_shards, steps(total=3000), collate, store_bytes=1024 * 1024)
+    next(batches)
+    time.sleep(3)
+    started = time.monotonic()
+    time.sleep(2)
+    while_full = sum(turn > started for turn in turns)
+    batches.close()  # type: ignore[attr-defined]
+    assert turns
+    assert while_full <= 2 / PacedExecution.PAUSE_S + 5
 
 
 def test_a_corrupt_photo_names_its_exam_and_itself(make_shards: Callable[..., str], collate: Collator) -> None:

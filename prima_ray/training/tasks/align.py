@@ -21,7 +21,7 @@ from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, Project
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.store import module_hash
 from prima_ray.models.text_tower import TextTowerConfig
-from prima_ray.training.contexts import StreamSpec, WorkerContext
+from prima_ray.training.contexts import StreamSpec, WorkerContext, counting
 from prima_ray.training.gather import Gather
 from prima_ray.training.task import seeded_init
 
@@ -70,20 +70,22 @@ class AlignTask:
                 cls, seq = tower(moved.input_ids, moved.attention_mask)
             return {"text_cls": cls, "text_seq": seq}
 
-        sets = [
-            compute_features(
-                self.feature_root,
-                self.shards,
-                replace(self._collator(train=train), views=None, soft_targets=None),
-                encode,
-                tower=f"text:{digest}:{self.text_tower.max_tokens}",
-                config=self.feature_config,
-                rank=context.rank,
-                world_size=context.world_size,
-                barrier=context.barrier,
-            )
-            for train in (True, False)
-        ]
+        sets = []
+        for train in (True, False):
+            with counting(context, "align: text features") as progress:
+                found = compute_features(
+                    self.feature_root,
+                    self.shards,
+                    replace(self._collator(train=train), views=None, soft_targets=None),
+                    encode,
+                    tower=f"text:{digest}:{self.text_tower.max_tokens}",
+                    config=self.feature_config,
+                    rank=context.rank,
+                    world_size=context.world_size,
+                    barrier=context.barrier,
+                    progress=progress,
+                )
+            sets.append(found)
         return replace(self, train_text=sets[0], val_text=sets[1])
 
     def build(self) -> nn.Module:

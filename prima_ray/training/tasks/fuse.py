@@ -23,7 +23,7 @@ from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
 from prima_ray.models.store import load_component, module_hash
 from prima_ray.models.text_tower import TextTower, TextTowerConfig
 from prima_ray.training.classification import ClassificationLossConfig, ClassificationTask
-from prima_ray.training.contexts import StreamSpec, WorkerContext
+from prima_ray.training.contexts import StreamSpec, WorkerContext, counting
 from prima_ray.training.task import seeded_init
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -91,27 +91,30 @@ class FuseTask(ClassificationTask):
             return outputs
 
         tokenizer = encoder.text_tower.config.tokenizer()
-        sets = [
-            compute_features(
-                self.feature_root,
-                self.shards,
-                Collator(
-                    data_set=self.data_set,
-                    seed=self.seed,
-                    train=train,
-                    views=self.views,
-                    text=self.text,
-                    tokenizer=tokenizer,
-                ),
-                encode,
-                tower=f"towers:{digest}:{tokenizer.max_tokens}",
-                config=self.feature_config,
-                rank=context.rank,
-                world_size=context.world_size,
-                barrier=context.barrier,
+        sets = []
+        for train in (True, False):
+            collate = Collator(
+                data_set=self.data_set,
+                seed=self.seed,
+                train=train,
+                views=self.views,
+                text=self.text,
+                tokenizer=tokenizer,
             )
-            for train in (True, False)
-        ]
+            with counting(context, "fuse: features of both towers") as progress:
+                found = compute_features(
+                    self.feature_root,
+                    self.shards,
+                    collate,
+                    encode,
+                    tower=f"towers:{digest}:{tokenizer.max_tokens}",
+                    config=self.feature_config,
+                    rank=context.rank,
+                    world_size=context.world_size,
+                    barrier=context.barrier,
+                    progress=progress,
+                )
+            sets.append(found)
         inputs = FusionInputs(
             image_width=encoder.image_width,
             text_width=encoder.text_width,

@@ -289,3 +289,21 @@ def test_the_hash_of_weights_sees_every_change() -> None:
     assert hash_tensors(weights) == hash_tensors(dict(reversed(weights.items())))
     for changed in ({"a": torch.ones(4)}, {"a": torch.ones(2, 2, dtype=torch.float64)}, {"b": torch.tensor(2.0)}):
         assert hash_tensors({**weights, **changed}) != hash_tensors(weights)
+
+
+def test_progress_counts_what_is_left_of_this_ranks_share(toy_shards: str, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    collate, tower = text_collator(toy_shards), Tower()
+    for _ in range(2):
+        compute_features(
+            str(tmp_path),
+            toy_shards,
+            collate,
+            tower.text,
+            tower="t",
+            config=FeatureConfig(batch_size=4),
+            progress=lambda count, total: told.append((count, total)),
+        )
+    # Found finished the second time, and nothing told.
+    assert {total for _, total in told} == {23}
+    assert sum(count for count, _ in told) == 23

@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from prima_ray.base import PrimaError
+from prima_ray.data.plan import ExamIndex
+from prima_ray.data.views import ViewConfig
+from prima_ray.inference.bundle import save_bundle
+from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages import training as training_module
-from prima_ray.stages.training import Plan, Trained, feature_root, predict_held_out, run_training
+from prima_ray.stages.training import Plan, Trained, check_pixels, feature_root, predict_held_out, run_training
 from prima_ray.training.checkpoint import load_best
 from prima_ray.training.config import TrainingConfig
 from tests.conftest import write_toy_shards
@@ -144,3 +148,45 @@ def test_features_lie_beside_the_run_or_where_they_are_wanted(tmp_path: Path, mo
     assert feature_root(make_config(out="runs/a")) == str(tmp_path / "runs" / "features")
     assert feature_root(make_config(out="runs/a", feature_cache="cache")) == str(tmp_path / "cache")
     assert feature_root(make_config(out="runs/a", feature_cache="s3://bucket/cache")) == "s3://bucket/cache"
+
+
+def test_pixels_are_normalised_as_the_parent_run_had_them(tmp_path: Path, shards: str):
+    model = tmp_path / "align" / "model"
+    model.mkdir(parents=True)
+    data_set = ExamIndex.read(shards).manifest.data_set
+    views = ViewConfig(mean=(0.5, 0.5, 0.5))
+    save_bundle(model, kind="align", data_set=data_set, text=None, views=views, features="projected", components={})
+    check_pixels(views, parents=[str(tmp_path / "align")])
+    with pytest.raises(PrimaError) as raised:
+        check_pixels(ViewConfig(), parents=[str(tmp_path / "align")])
+    assert str(raised.value) == (
+        f"{tmp_path / 'align'}: views.mean [0.485, 0.456, 0.406] and views.std [0.229, 0.224, 0.225] are not those of "
+        "this run, [0.5, 0.5, 0.5] and [0.229, 0.224, 0.225]\n  Set them alike."
+    )
+
+
+def test_pixels_unlike_those_of_published_weights_are_told(caplog: pytest.LogCaptureFixture):
+    # Published with mean and deviation 0.5.
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    check_pixels(ViewConfig(), tower=ImageTowerConfig(name=name))
+    half = (0.5, 0.5, 0.5)
+    check_pixels(ViewConfig(mean=half, std=half), tower=ImageTowerConfig(name=name, pretrained=True))
+    assert caplog.messages == []
+    check_pixels(ViewConfig(), tower=ImageTowerConfig(name=name, pretrained=True))
+    assert caplog.messages == [
+        f"warning: {name} was trained on pixels of mean [0.5, 0.5, 0.5] and deviation [0.5, 0.5, 0.5]: "
+        "set views.mean and views.std to them"
+    ]
+
+
+def test_predictions_that_cannot_be_written_leave_nothing(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch):
+    def full(table: Any, where: Any) -> None:
+        del table
+        if isinstance(where, str | Path):
+            Path(where).write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(config_at(tmp_path / "run", fold=1), shards)
+    assert not list((tmp_path / "run").glob("*predictions*"))
