@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,38 @@ def _mortal(task: Any, marker: Path) -> Any:
             return super().loss(outputs, batch, **keys)
 
     return Mortal(**vars(task))
+
+
+def test_ctrl_c_stops_the_workers_and_the_run_goes_on_here(cluster: Any, folder: Path, shards: str):
+    keys = {**TORCH, **RAY, "num_workers": 1, "max_steps": 400, "log_exam_ids": False}
+    out = folder / "interrupted"
+    path = folder / "interrupted.yaml"
+    path.write_text(yaml.safe_dump({"out": str(out), "inputs": {"shards": shards}, **FINETUNE, **keys}))
+    said = folder / "interrupted.log"
+    with said.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prima_ray.cli", "finetune", str(path)],
+            env={**os.environ, "RAY_ADDRESS": cluster.get_runtime_context().gcs_address},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+        try:
+            deadline = time.monotonic() + 240
+            while not (out / "steps.jsonl").exists() or len(Outcome(out).lines) < 5:
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < deadline, said.read_text()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=120) == 130
+        finally:
+            process.kill()
+    assert said.read_text().endswith("prima: interrupted; the same command continues where it can\n")
+    assert not (out / "run.json").exists()
+    assert len(Outcome(out).lines) < 400
+    # Where a run trains is not what it trains: this process takes it up.
+    finished = run_finetune(out, shards, **{**keys, **TORCH})
+    assert finished.values("step") == list(range(1, 401))
+    assert [start["from_step"] > 0 for start in finished.starts] == [False, True]
 
 
 def test_a_mistake_found_by_the_workers_is_two_lines_and_exit_2(cluster: Any, folder: Path, shards: str):
