@@ -167,7 +167,7 @@ def build_align(sizes: Sizes, arguments: argparse.Namespace, frozen: torch.dtype
     image = ImageTowerConfig(
         name=sizes.image_model, image_size=sizes.image_size, trainable="frozen", options=sizes.image_options
     ).build()
-    set_trainable(image.model, "lora", LoraConfig(rank=32))
+    image.set_trainable("lora", LoraConfig(rank=32))
     heads = ProjectionHeads(ProjectionConfig(width=sizes.projection), image_width=image.width, text_width=TEXT_WIDTH)
     count, side, length = arguments.align_batch, sizes.image_size, sizes.text_tokens
     mask = torch.ones(count, length, dtype=torch.bool)

@@ -139,7 +139,15 @@ def _build_image_tower(spec: Mapping[str, Any], folder: Path) -> ImageTower:
 
 def _describe_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
     tower.config.tokenizer().save(folder / "tokenizer")
-    changes = {"config": architecture_of(tower.model), "path": None, "trainable": "frozen", "pooling": tower.pooling}
+    named = Path(tower.config.name)
+    changes = {
+        # A model folder travels: no path of the machine that trained it.
+        "name": named.name if named.is_absolute() else tower.config.name,
+        "config": architecture_of(tower.model),
+        "path": None,
+        "trainable": "frozen",
+        "pooling": tower.pooling,
+    }
     return {"config": tower.config.model_copy(update=changes).model_dump(mode="json")}
 
 
