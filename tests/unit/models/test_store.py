@@ -222,6 +222,13 @@ def test_a_missing_part_of_a_part_is_named(saved: Saved, tmp_path: Path) -> None
     assert error_of(tmp_path / "classifier") == f"{inner}: holds no image tower"
 
 
+def test_a_model_named_by_its_folder_forgets_where_it_lay(saved: Saved, tmp_path: Path) -> None:
+    tower = TextTowerConfig(name=str(saved("bert")), max_tokens=8).build()
+    save_component(tmp_path / "text", tower)
+    assert str(saved("bert").parent) not in (tmp_path / "text" / "config.json").read_text()
+    assert module_hash(load_component(tmp_path / "text")) == module_hash(tower)
+
+
 def test_the_hash_tells_what_is_computed_not_where_it_lies(saved: Saved, tmp_path: Path) -> None:
     def of(**fields: Any) -> str:
         torch.manual_seed(0)
