@@ -168,11 +168,12 @@ class _LineBar:
         if now - self._last < self._every_s and self._done < self._total:
             return
         self._last = now
-        rate = (self._done - self._initial) / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / rate
-        # Not print: Ray Train repeats what is printed in its log, which comes to the same terminal.
         shown = "" if loss is None else f", loss {loss:.4f}"
-        sys.stderr.write(f"{self._label} {self._done}/{self._total}{shown}, {left:.0f} s left\n")
+        took = now - self._started
+        # The first line says that it goes on; there is no rate to speak of yet.
+        left = f", {took * (self._total - self._done) / (self._done - self._initial):.0f} s left" if took > 1 else ""
+        # Not print: Ray Train repeats what is printed in its log, which comes to the same terminal.
+        sys.stderr.write(f"{self._label} {self._done}/{self._total}{shown}{left}\n")
         sys.stderr.flush()
 
 
