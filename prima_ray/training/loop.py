@@ -23,6 +23,7 @@ from torch import Tensor
 from prima_ray.base import hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
+from prima_ray.training.allocator import keep_freed_memory
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
 from prima_ray.training.config import TrainingConfig
 from prima_ray.training.contexts import WorkerContext
@@ -61,6 +62,8 @@ def train(job: TrainingJob, context: WorkerContext) -> None:
 
     The last checkpoint stays in either case.
     """
+    if context.device.type == "cpu":
+        keep_freed_memory()
     _Loop(job, context).run()
 
 
