@@ -41,6 +41,17 @@ def test_it_travels_to_other_processes_without_its_vocabulary() -> None:
     assert pickle.loads(sent)(["a lesion"])[0].equal(before)  # noqa: S301 - our own
 
 
+def test_the_bare_tokenizer_neither_cuts_nor_pads_whatever_was_asked_before():
+    tokenizer = TextTokenizer(OFFLINE_TEXT_MODEL, max_tokens=8)
+    assert len(tokenizer.bare.encode("sun " * 200, add_special_tokens=False).ids) == 200
+    before = tokenizer.bare.to_str()
+    tokenizer(["sun " * 200, "sun"])
+    assert len(tokenizer.bare.encode("sun", add_special_tokens=False).ids) == 1
+    again = TextTokenizer(OFFLINE_TEXT_MODEL, max_tokens=5)
+    again(["sun"])
+    assert again.bare.to_str() == before
+
+
 def test_it_is_saved_and_read_again(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(OFFLINE_TEXT_MODEL, max_tokens=8)
     tokenizer.save(tmp_path / "saved")
