@@ -24,7 +24,15 @@ def harness() -> ModuleType:
 
 
 def test_the_benchmarks_are_there() -> None:
-    assert NAMES == ["feature_cache", "gpu_train", "ingest_stream", "small_preset", "train_step"]
+    assert NAMES == [
+        "feature_cache",
+        "gpu_train",
+        "indexing",
+        "ingest_stream",
+        "retrieval",
+        "small_preset",
+        "train_step",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
