@@ -1,0 +1,215 @@
+"""Passages -> entries without a language model: sentences are selected, weighed, ranked and quoted.
+
+For each factor and diagnosis: retrieve, read what the sentences claim (`claims.py`), let the sources vote, quote the
+best sentences of the side that wins. The rules:
+
+- A **source** is a document. A sentence that stands word for word in several documents (a summary in two versions, a
+  page that repeats it) counts for the first of them alone.
+- A source's **vote** for a direction is the weight of its best claim: 1 for a plain sentence that names both, more for
+  an emphatic one, less for a hedge, a single study, a heading's context.
+- The direction with the most votes wins if it has `min_share` of them. Otherwise the evidence is divided: `none`.
+- Votes of less than `min_weight` in all are `no_evidence`.
+- **Strength**: strong from 3 votes, two sources and three quarters of all votes; moderate from 1.5 votes and two
+  sources; else weak. Divided evidence is weak.
+
+The result depends on the passages and the config alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from prima_ray.base import StrictConfig
+from prima_ray.knowledge.chunks import Chunk
+from prima_ray.knowledge.claims import Claim, find_claims
+from prima_ray.knowledge.entries import Direction, Entry, Quote, Statement, Strength
+from prima_ray.knowledge.retrieval import Retriever
+from prima_ray.knowledge.vocabulary import Vocabulary
+from prima_ray.knowledge.wording import Effect
+
+NO_EVIDENCE = "No evidence found."
+_EFFECTS: tuple[Effect, ...] = ("raises", "lowers", "none")
+_WORDS: dict[Effect, str] = {"raises": "raises the risk", "lowers": "lowers the risk", "none": "no clear relation"}
+_LINKS = ("named", "list", "heading", "umbrella")
+_NOT_WORD = re.compile(r"\W+")
+
+
+class ExtractiveConfig(StrictConfig):
+    """The writer that uses no language model."""
+
+    kind: Literal["extractive"] = "extractive"
+    passages: int = Field(default=40, ge=1)
+    """Passages that each query asks for."""
+    max_queries: int = Field(default=8, ge=1)
+    """Queries a pair: the factor's phrase and its first terms, each with the diagnosis."""
+    max_statements: int = Field(default=6, ge=1)
+    min_weight: float = Field(default=0.4, gt=0.0)
+    """Votes below which there is no evidence."""
+    min_share: float = Field(default=0.6, gt=0.5, le=1.0)
+    """Part of all votes that a direction needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the sources say together."""
+
+    direction: Direction
+    strength: Strength | None
+    claims: tuple[Claim, ...]
+    """What it rests on, best first; each wording once."""
+    num_sources: int
+    num_against: int
+    """Claims that say otherwise."""
+
+
+def write_entries(
+    config: ExtractiveConfig,
+    vocabulary: Vocabulary,
+    retriever: Retriever,
+    *,
+    allow: Sequence[str] | None = None,
+) -> list[Entry]:
+    """An entry for every factor and diagnosis.
+
+    Args:
+        allow: names of the sources that may be quoted; None: all that the retriever has.
+    """
+    return [
+        write_entry(factor, diagnosis, config, vocabulary, retriever, allow=allow)
+        for factor in vocabulary.factors
+        for diagnosis in vocabulary.phrases
+    ]
+
+
+def write_entry(
+    factor: str,
+    diagnosis: str,
+    config: ExtractiveConfig,
+    vocabulary: Vocabulary,
+    retriever: Retriever,
+    *,
+    allow: Sequence[str] | None = None,
+) -> Entry:
+    """Retrieve, read, weigh and quote for one pair."""
+    chunks = retrieve(factor, diagnosis, config, vocabulary, retriever, allow=allow)
+    claims = [claim for chunk in chunks for claim in find_claims(chunk, factor, diagnosis, vocabulary)]
+    verdict = weigh(claims, config)
+    shown = verdict.claims[: config.max_statements]
+    return Entry(
+        factor=factor,
+        diagnosis=diagnosis,
+        direction=verdict.direction,
+        strength=verdict.strength,
+        summary=_summary(verdict, vocabulary.factors[factor].config.phrase, vocabulary.phrases[diagnosis]),
+        statements=tuple(
+            Statement(
+                text=claim.text,
+                quotes=tuple(Quote(chunk_id=claim.chunk.chunk_id, quote=quote) for quote in claim.quotes),
+            )
+            for claim in shown
+        ),
+    )
+
+
+def retrieve(
+    factor: str,
+    diagnosis: str,
+    config: ExtractiveConfig,
+    vocabulary: Vocabulary,
+    retriever: Retriever,
+    *,
+    allow: Sequence[str] | None = None,
+) -> list[Chunk]:
+    """The passages that the queries of a pair find, in an order of their own: ranks decide nothing later on."""
+    described = vocabulary.factors[factor].config
+    wordings = dict.fromkeys((described.phrase, *(term for term in described.terms if not re.search(r"[*.]", term))))
+    sources = tuple(allow) if allow is not None else None
+    found: dict[str, Chunk] = {}
+    for wording in list(wordings)[: config.max_queries]:
+        query = f"{wording} {vocabulary.phrases[diagnosis]}"
+        for hit in retriever.search(query, k=config.passages, sources=sources):
+            # An index that disregards `sources` must not let a text in that nobody vouched for.
+            if sources is None or hit.chunk.source in sources:
+                found[hit.chunk.chunk_id] = hit.chunk
+    return sorted(found.values(), key=lambda chunk: (chunk.doc_id, chunk.chunk_id))
+
+
+def weigh(claims: Iterable[Claim], config: ExtractiveConfig) -> Verdict:
+    """Let the sources vote."""
+    ranked = _distinct(sorted(claims, key=_rank))
+    votes: dict[Effect, dict[str, float]] = defaultdict(dict)
+    for claim in ranked:
+        source = votes[claim.effect]
+        source[claim.chunk.doc_id] = max(source.get(claim.chunk.doc_id, 0.0), claim.weight)
+    totals = {effect: sum(votes[effect].values()) for effect in _EFFECTS}
+    everything = sum(totals.values())
+    if everything < config.min_weight:
+        return Verdict("no_evidence", None, (), 0, 0)
+    best = max(_EFFECTS, key=lambda effect: totals[effect])
+    if totals[best] < config.min_share * everything:
+        return Verdict("none", "weak", _in_turn(ranked), len({claim.chunk.doc_id for claim in ranked}), 0)
+    on_side = tuple(claim for claim in ranked if claim.effect == best)
+    num_sources = len(votes[best])
+    strength: Strength = "weak"
+    if num_sources >= 2 and totals[best] >= 1.5:
+        strength = "strong" if totals[best] >= 3 and totals[best] >= 0.75 * everything else "moderate"
+    return Verdict(best, strength, on_side, num_sources, len(ranked) - len(on_side))
+
+
+def _rank(claim: Claim) -> tuple[object, ...]:
+    """Heavier first, then the better link, then what speaks of fewer factors, then the shorter."""
+    return (
+        -claim.weight,
+        _LINKS.index(claim.link),
+        claim.num_topics,
+        len(claim.text),
+        claim.chunk.doc_id,
+        claim.chunk.chunk_id,
+        claim.text,
+    )
+
+
+def _distinct(ranked: Iterable[Claim]) -> list[Claim]:
+    """Each wording once: white space, case and punctuation apart, and whichever lead introduces it."""
+    seen: set[tuple[Effect, str]] = set()
+    kept = []
+    for claim in ranked:
+        key = (claim.effect, _NOT_WORD.sub(" ", claim.text.lower()).strip())
+        if key not in seen:
+            seen.add(key)
+            kept.append(claim)
+    return kept
+
+
+def _in_turn(ranked: Sequence[Claim]) -> tuple[Claim, ...]:
+    """Both sides of divided evidence: the best of each direction, then the second ones."""
+    place: Counter[Effect] = Counter()
+    order = []
+    for index, claim in enumerate(ranked):
+        order.append((place[claim.effect], index))
+        place[claim.effect] += 1
+    return tuple(ranked[index] for _, index in sorted(order))
+
+
+def _summary(verdict: Verdict, phrase: str, diagnosis: str) -> str:
+    if verdict.direction == "no_evidence" or not verdict.claims:
+        return NO_EVIDENCE
+    sides = {claim.effect for claim in verdict.claims}
+    said = "divided evidence" if len(sides) > 1 else _WORDS[verdict.direction]
+    against = f"; {counted(verdict.num_against, 'sentence')} to the contrary" if verdict.num_against else ""
+    top = verdict.claims[0]
+    return (
+        f"{phrase}, {diagnosis}: {said} ({verdict.strength}; {counted(verdict.num_sources, 'source')}{against}). "
+        f"“{top.text}” [{top.chunk.chunk_id}]"
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 source``, ``2 sources``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
