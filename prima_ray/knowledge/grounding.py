@@ -43,7 +43,8 @@ _GRAMMAR = frozenset((
 class Support(Protocol):
     """How far quotes support a statement. A statement is kept from ``threshold`` on."""
 
-    threshold: float
+    @property
+    def threshold(self) -> float: ...
 
     def score(self, statement: str, evidence: Sequence[str]) -> float:
         """Between 0 and 1; ``evidence`` are the quotes, and the headings above them."""
@@ -99,7 +100,7 @@ def ground(entry: Entry, chunks: Mapping[str, Chunk], support: Support | None = 
         chunks: by id: those that may be cited, and no others.
         support: `LexicalSupport` where there is none.
     """
-    scorer = support or LexicalSupport()
+    scorer: Support = support or LexicalSupport()
     kept: list[Statement] = []
     dropped: list[Dropped] = []
     for statement in entry.statements:

@@ -48,7 +48,7 @@ def read_wording(clause: str, role: str = "risk") -> Wording | None:
     found = [
         (match.end() - match.start(), match.start(), effect, match.span())
         for effect in ("lowers", "raises")
-        for match in readers[effect].finditer(clause)  # type: ignore[index]
+        for match in readers[effect].finditer(clause)
     ]
     # Of two that share words, the earlier is the fuller: "inversely associated" holds "associated".
     found = [item for item in found if not any(other[1] < item[1] < other[3][1] for other in found)]
