@@ -98,6 +98,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.set_defaults(run=_run_predict)
 
+    command = commands.add_parser("vet", help="accept, reject or edit the entries of a risk corpus")
+    command.add_argument("corpus", metavar="CORPUS")
+    command.add_argument("--host", default="127.0.0.1", help="where the review page listens (default 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8710, help="its port; 0 takes a free one (default 8710)")
+    command.add_argument("--reviewer", default="", help="your name")
+    command.add_argument("--export", metavar="FILE.csv", help="write a spreadsheet instead of serving the page")
+    command.add_argument(
+        "--import", dest="import_", metavar="FILE", help="take over a spreadsheet, or an earlier corpus's vetting.jsonl"
+    )
+    command.set_defaults(run=_run_vet)
+
     command = commands.add_parser("fetch", help="bring model weights into a folder, for machines with no network")
     command.add_argument("names", nargs="+", metavar="NAME", help="a timm or transformers model, or a local folder")
     command.add_argument("--to", required=True, help="the folder")
@@ -147,6 +158,21 @@ def _run_predict(arguments: argparse.Namespace) -> int:
         metadata=arguments.metadata,
         as_json=arguments.json,
     )
+
+
+def _run_vet(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.vet import run_vet
+
+    _answer(
+        run_vet,
+        arguments.corpus,
+        host=arguments.host,
+        port=arguments.port,
+        reviewer=arguments.reviewer,
+        export=arguments.export,
+        import_=arguments.import_,
+    )
+    return 0
 
 
 def _run_fetch(arguments: argparse.Namespace) -> int:
