@@ -10,14 +10,18 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, StrictConfig, write_json
+from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder, choose_label_temperature
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import save_bundle
+from prima_ray.knowledge.priors import PriorsConfig
 from prima_ray.losses import AlignLossConfig
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, TemperatureConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.stages.priors import described_with_priors, parent_state, record_choice
+from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import Plan, Trained, check_pixels, check_view_size, feature_root, run_training
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
 from prima_ray.training.task import seeded_init
@@ -32,6 +36,8 @@ class AlignInputs(StrictConfig):
     shards: InputPath
     text_encoder: InputPath | None = None
     """A refined encoder (a transformers folder) in place of `text_tower.name`."""
+    corpus: InputPath | None = None
+    """A risk corpus, whose accepted entries decide what the text says and what the soft targets weigh (`priors`)."""
 
 
 class AlignConfig(TrainingConfig):
@@ -40,6 +46,8 @@ class AlignConfig(TrainingConfig):
     inputs: AlignInputs
     views: ViewConfig = ViewConfig()
     text: MetadataTextConfig = MetadataTextConfig()
+    priors: PriorsConfig = PriorsConfig()
+    """How the corpus decides; only with `inputs.corpus`."""
     image_tower: ImageTowerConfig
     text_tower: TextTowerConfig = TextTowerConfig()
     projection: ProjectionConfig = ProjectionConfig()
@@ -58,6 +66,8 @@ class AlignConfig(TrainingConfig):
         check_view_size(self.views, self.image_tower.image_size)
         if self.views.num_views != 2:
             raise ValueError("views.num_views: align contrasts two views of an exam")
+        if self.inputs.corpus is None and self.priors != PriorsConfig():
+            raise ValueError("priors: they are of a corpus, give inputs.corpus")
         return self
 
 
@@ -67,7 +77,10 @@ def run(config: AlignConfig) -> Path:
     Raises:
         PrimaError: a mistake in the config or its inputs.
     """
-    parents = {"text_encoder": config.inputs.text_encoder} if config.inputs.text_encoder else {}
+    named = {"text_encoder": config.inputs.text_encoder, "corpus": config.inputs.corpus}
+    parents = {role: path for role, path in named.items() if path}
+    if config.inputs.corpus:
+        read_record(config.inputs.corpus, stage="corpus")
     check_pixels(config.views, tower=config.image_tower)
     return run_training(
         config,
@@ -77,13 +90,17 @@ def run(config: AlignConfig) -> Path:
         make_task=lambda plan: make_task(config, plan),
         save=lambda trained: _save(config, trained),
         labelled=False,
+        parents=lambda plan: parent_state(plan.run.path),
     )
 
 
 def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
     """The task, with soft targets fitted on the training rows."""
-    data_set = plan.index.manifest.data_set
-    encoder, label_temperature = _fit_soft_targets(config, plan)
+    data_set = described_with_priors(
+        plan.index.manifest.data_set, config.inputs.corpus, config.priors, run=plan.run.path
+    )
+    encoder, label_temperature = _fit_soft_targets(config, plan, data_set)
+    record_choice(plan.run.path, data_set, config.text, encoder)
     text_tower = config.text_tower
     if config.inputs.text_encoder:
         text_tower = text_tower.model_copy(update={"path": config.inputs.text_encoder})
@@ -106,12 +123,14 @@ def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
     )
 
 
-def _fit_soft_targets(config: AlignConfig, plan: Plan) -> tuple[SoftTargetEncoder | None, float]:
+def _fit_soft_targets(
+    config: AlignConfig, plan: Plan, data_set: DataSetConfig
+) -> tuple[SoftTargetEncoder | None, float]:
     if not config.losses.soft_semantic.weight:
         return None, 1.0
     index, rows = plan.index, plan.roles.train
     attributes = index.attribute_rows(rows)
-    encoder = SoftTargetEncoder.fit(attributes, index.manifest.data_set, config.soft_targets)
+    encoder = SoftTargetEncoder.fit(attributes, data_set, config.soft_targets)
     labels = index.label_names(rows) if config.soft_targets.uses_labels else None
     temperature = config.soft_targets.temperature or choose_label_temperature(
         encoder.encode(attributes, labels), batch_size=config.global_batch, seed=config.seed

@@ -5,6 +5,7 @@
     run, stage, model            what was scored; `model` is its name among the models below
     fold, num_folds, split       the test fold, and what the folds are grouped by
     shards_hash, classes         the data, and the order of the classes
+    unvetted                     true where the run, or one before it, used entries of a corpus that nobody has vetted
     level, num_resamples         of the intervals: percentiles over resamples of the patients
     baselines                    name -> what it reads
     sets.all|complete|masked     num_exams, num_patients,
@@ -185,6 +186,7 @@ def _metrics(run: _Run, scored: Sequence[_Scored], by_photo: _Scored | None, num
         "split": run.config["split"],
         "shards_hash": manifest.content_hash,
         "classes": list(manifest.data_set.class_names),
+        "unvetted": _is_unvetted(run),
         "level": LEVEL,
         "num_resamples": num_resamples,
         "baselines": _baselines(run),
@@ -265,6 +267,11 @@ def _verdict(item: _Scored) -> str:
 def _warnings(run: _Run, scored: Sequence[_Scored]) -> list[str]:
     """What a reader must know before believing a figure."""
     found = []
+    if _is_unvetted(run):
+        found.append(
+            "Unvetted: this run, or one that it builds on, used entries of a risk corpus that nobody has vetted. Its "
+            "figures are those of an experiment."
+        )
     rows = scored[0].per_class[run.model]
     absent = [row["class"] for row in rows if not row["num_exams"]]
     few = [f"{row['class']} ({row['num_exams']})" for row in rows if 0 < row["num_exams"] < _FEW_EXAMS]
@@ -275,6 +282,11 @@ def _warnings(run: _Run, scored: Sequence[_Scored]) -> list[str]:
     if any(item.table.num_patients == 1 for item in scored):
         found.append("All exams are of one patient: there is nothing to draw intervals from.")
     return found
+
+
+def _is_unvetted(run: _Run) -> bool:
+    # Runs of before there were corpora do not say.
+    return bool(run.record.get("unvetted", False))
 
 
 def _facts(run: _Run) -> dict[str, str]:

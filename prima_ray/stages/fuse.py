@@ -15,6 +15,7 @@ from prima_ray.inference.bundle import component_folder, save_bundle
 from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.stages.priors import inherited_description
 from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import (
     Plan,
@@ -112,7 +113,8 @@ def tower_sources(config: FuseConfig) -> TowerSources:
 
 def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
     """The task, with class weights from the training rows."""
-    data_set = plan.index.manifest.data_set
+    # The text tower goes on reading what it was aligned on.
+    data_set = inherited_description(plan.index.manifest.data_set, config.inputs.align)
     return FuseTask(
         seed=config.seed,
         shards=config.inputs.shards,
@@ -137,7 +139,7 @@ def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
     save_bundle(
         trained.plan.run.path / "model",
         kind="fuse",
-        data_set=trained.plan.index.manifest.data_set,
+        data_set=inherited_description(trained.plan.index.manifest.data_set, config.inputs.align),
         text=config.text,
         views=config.views,
         features=config.features,

@@ -12,18 +12,22 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prima_ray import __version__
-from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, read_json, write_atomic, write_json
+from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, is_uri, read_json, write_atomic, write_json
 from prima_ray.config import dump_config, read_yaml
+from prima_ray.knowledge.corpus import CHUNKS, CORPUS, ENTRIES, TABLE
+from prima_ray.knowledge.vetting import LOG
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
 _KEYS = ("stage", "seed", "inputs", "outputs", "versions", "git_commit")
+_MODEL_DEPTH = 3
+"""How deep in a run the folder of a model's part may lie."""
 _PACKAGES = ("ray", "torch", "transformers", "timm", "deepspeed", "peft", "pyarrow", "numpy", "scikit-learn")
 
 
@@ -34,6 +38,16 @@ class RunDir:
     path: Path
     stage: str
     finished: bool
+
+
+@dataclass(frozen=True)
+class ParentState:
+    """What a run knows of its parents that a look at them afterwards would not tell."""
+
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Role -> hash, as the parent was when it was read: decisions may have been added to a corpus since."""
+    unvetted: bool = False
+    """Entries of a corpus were used that nobody has vetted."""
 
 
 def is_fresh(out: str) -> bool:
@@ -89,17 +103,28 @@ def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
     return [] if found == wanted else [prefix]
 
 
-def finish_run(run: RunDir, *, seed: int, inputs: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> None:
-    """Write run.json: the commit of a run.
+def finish_run(
+    run: RunDir,
+    *,
+    seed: int,
+    inputs: Mapping[str, str],
+    parents: ParentState | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write run.json: the commit of a run. A descendant of an `unvetted` run is `unvetted`.
 
     Args:
         inputs: role -> path of every parent.
     """
+    known = parents or ParentState()
     record = {
         "stage": run.stage,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
-        "inputs": {role: {"path": path, "hash": input_hash(path)} for role, path in inputs.items()},
+        "inputs": {
+            role: {"path": path, "hash": known.hashes.get(role) or input_hash(path)} for role, path in inputs.items()
+        },
+        "unvetted": known.unvetted or any(map(is_unvetted, inputs.values())),
         "outputs": output_hashes(run.path),
         "versions": versions(),
         "git_commit": git_commit(),
@@ -144,10 +169,26 @@ def check_outputs(path: str | Path, record: Mapping[str, Any]) -> None:
             )
 
 
+def is_unvetted(path: str) -> bool:
+    """True for a run that is marked so, and for a folder inside of one: a text encoder is named by its model folder."""
+    if is_uri(path):
+        return False
+    for folder in (Path(path), *list(Path(path).absolute().parents)[:_MODEL_DEPTH]):
+        if (folder / RECORD).is_file():
+            record = read_json(folder / RECORD)
+            return isinstance(record, dict) and bool(record.get("unvetted", False))
+    return False
+
+
 def input_hash(path: str) -> str:
-    """What identifies a parent: a shard folder's content hash, a run's outputs, a model folder's files."""
+    """What identifies a parent: a shard folder's content hash, a corpus with its decisions, a run's outputs, a model
+    folder's files.
+    """
     from prima_ray.data.schema import MANIFEST, read_manifest
 
+    if not is_uri(path) and (Path(path) / CORPUS).exists():
+        log = Path(path) / LOG
+        return hash_json([hash_file(Path(path) / CORPUS), hash_file(log) if log.exists() else None])
     if "://" in path or (Path(path) / MANIFEST).exists():
         return read_manifest(path).content_hash
     if (Path(path) / RECORD).exists():
@@ -156,9 +197,9 @@ def input_hash(path: str) -> str:
 
 
 def output_hashes(path: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of what a child may read: the model and the predictions."""
+    """Relative path -> SHA-256 of what a child may read: the model, the predictions, the corpus."""
     found = _file_hashes(path / "model", base=path)
-    for name in ("predictions.parquet", "manifest.json"):
+    for name in ("predictions.parquet", "manifest.json", CORPUS, ENTRIES, TABLE, CHUNKS):
         if (path / name).exists():
             found[name] = hash_file(path / name)
     return found

@@ -22,7 +22,7 @@ from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.models.image_tower import ImageTowerConfig
-from prima_ray.stages.rundir import RunDir, finish_run, open_run
+from prima_ray.stages.rundir import ParentState, RunDir, finish_run, open_run
 from prima_ray.training.checkpoint import load_best, load_last
 from prima_ray.training.config import LocalContextConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
@@ -69,6 +69,7 @@ def run_training(
     make_task: Callable[[Plan], Task],
     save: Callable[[Trained], Mapping[str, Any]],
     labelled: bool,
+    parents: Callable[[Plan], ParentState] | None = None,
 ) -> Path:
     """Run a training stage to its end, or take it up where it stopped.
 
@@ -77,6 +78,7 @@ def run_training(
         make_task: called in the driver with the plan; the task goes to the workers.
         save: writes `model/` and predictions; returns what belongs into metrics.json.
         labelled: True leaves exams without a diagnosis out.
+        parents: what the record says of parents beyond their paths; called last.
 
     Returns:
         the run directory.
@@ -124,7 +126,8 @@ def run_training(
         run.path / "metrics.json",
         {"stage": stage, "best_step": progress.step, "val": progress.metrics, **metrics},
     )
-    finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs})
+    known = parents(plan) if parents else None
+    finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs}, parents=known)
     return run.path
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from prima_ray.base import PrimaError, StrictConfig
 from prima_ray.stages import rundir
-from prima_ray.stages.rundir import check_outputs, finish_run, open_run, read_record
+from prima_ray.stages.rundir import ParentState, check_outputs, finish_run, input_hash, open_run, read_record
+from tests.unit.knowledge.toy_corpus import make_corpus
 
 
 class Inner(StrictConfig):
@@ -129,3 +130,42 @@ def test_the_commit_is_this_programs_or_none(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr(rundir, "__file__", str(package / "rundir.py"))
     assert rundir.git_commit() is None
+
+
+def test_the_mark_of_unvetted_entries_is_inherited(tmp_path: Path):
+    def made(name: str, *, inputs: dict[str, str], parents: ParentState | None = None) -> bool:
+        run = open_run(Config(), out=str(tmp_path / name), stage="align")
+        (run.path / "model" / "part").mkdir(parents=True)
+        finish_run(run, seed=0, inputs=inputs, parents=parents)
+        found: bool = read_record(run.path)["unvetted"]
+        return found
+
+    assert not made("clean", inputs={})
+    assert made("first", inputs={}, parents=ParentState(unvetted=True))
+    assert made("second", inputs={"align": str(tmp_path / "first")})
+    # A text encoder is a folder inside of its run.
+    assert made("third", inputs={"text_encoder": str(tmp_path / "second" / "model" / "part")})
+    assert not made("fourth", inputs={"align": str(tmp_path / "clean"), "text_encoder": str(tmp_path / "clean/model")})
+    # A run of before the mark.
+    record = json.loads((tmp_path / "clean" / "run.json").read_text())
+    del record["unvetted"]
+    (tmp_path / "clean" / "run.json").write_text(json.dumps(record))
+    assert not made("fifth", inputs={"align": str(tmp_path / "clean")})
+
+
+def test_a_corpus_is_identified_by_its_content_and_its_decisions(tmp_path: Path):
+    make_corpus(tmp_path / "a")
+    make_corpus(tmp_path / "b")
+    first = input_hash(str(tmp_path / "a"))
+    assert input_hash(str(tmp_path / "b")) == first
+    (tmp_path / "b" / "book.html").write_text("is made from the rest")
+    assert input_hash(str(tmp_path / "b")) == first
+    (tmp_path / "b" / "vetting.jsonl").write_text("a decision")
+    assert input_hash(str(tmp_path / "b")) != first
+
+
+def test_a_parent_that_grew_is_recorded_as_it_was_read(tmp_path: Path):
+    make_corpus(tmp_path / "corpus")
+    run = open_run(Config(), out=str(tmp_path / "run"), stage="align")
+    finish_run(run, seed=0, inputs={"corpus": str(tmp_path / "corpus")}, parents=ParentState(hashes={"corpus": "then"}))
+    assert read_record(run.path)["inputs"]["corpus"]["hash"] == "then"
