@@ -30,6 +30,7 @@ def test_the_benchmarks_are_there() -> None:
         "indexing",
         "ingest_stream",
         "retrieval",
+        "risk_pairs",
         "small_preset",
         "train_step",
     ]
@@ -41,8 +42,8 @@ def test_a_benchmark_reads_its_command_line(name: str, capsys: pytest.CaptureFix
         importlib.import_module(name).main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert "--quick" in shown
-    assert "--pairs" in shown
+    # risk_pairs compares with labels: nothing is timed, nothing takes turns.
+    assert ("--quick" in shown) == ("--pairs" in shown) == (name != "risk_pairs")
 
 
 def test_no_gpu_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
