@@ -29,6 +29,7 @@ from _medquad import Question, absent, medquad
 
 from prima_ray.base import hash_key, write_json
 from prima_ray.knowledge.bm25 import Bm25, Bm25Config
+from prima_ray.knowledge.chunks import Chunk
 from prima_ray.knowledge.embedding import Embedder, EncoderConfig
 from prima_ray.knowledge.index import Filter, Index, IndexConfig
 from prima_ray.knowledge.indexing import update_index
@@ -105,16 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = IndexConfig(encoder=EncoderConfig(name=arguments.encoder), chunks=ChunkConfig(context=False))
     seconds = _build(arguments, config, embedder, pairs)
     index = Index.open(arguments.work)
+    chunks = sorted(index.chunks(), key=lambda chunk: chunk.chunk_id)
     halves = [_half(number, [question for question, _ in pairs], arguments.questions) for number in (0, 1)]
-    vectors = [embedder.embed([item.text for item in half]) for half in halves]
-    dense = [
-        [[Hit(*hit) for hit in index.nearest(vector, k=DEPTH, where=Filter())] for vector in half] for half in vectors
-    ]
-
+    dense = [_dense(index, chunks, embedder, half) for half in halves]
     bm25_setting, bm25_tried = best(
-        settings(BM25_GRID), judge, halves[0], lambda **keys: _words(index, halves[0], Bm25Config(**keys))
+        settings(BM25_GRID), judge, halves[0], lambda **keys: _words(chunks, halves[0], Bm25Config(**keys))
     )
-    words = [_words(index, half, Bm25Config(**bm25_setting)) for half in halves]
+    words = [_words(chunks, half, Bm25Config(**bm25_setting)) for half in halves]
 
     def fused(half: int, *, dense_weight: float, rrf_k: int, depth: int) -> Answers:
         return [
@@ -170,29 +168,28 @@ def _half(number: int, questions: Sequence[Question], limit: int | None) -> list
     return sorted(mine, key=lambda item: hash_key(item.text, item.answer))[:limit]
 
 
-def _words(index: Index, questions: Sequence[Question], config: Bm25Config) -> Answers:
-    """Answers of BM25 with these settings, over the chunks of the index."""
-    found = Bm25Index.of(index, config)
-    return [found.search(item.text) for item in questions]
+def _dense(index: Index, chunks: Sequence[Chunk], embedder: Embedder, questions: Sequence[Question]) -> Answers:
+    # One object a chunk, not one a hit: millions of hits are held.
+    shared = {chunk.chunk_id: chunk for chunk in chunks}
+    return [
+        [Hit(shared[chunk.chunk_id], score) for chunk, score in index.nearest(vector, k=DEPTH, where=Filter())]
+        for vector in embedder.embed([item.text for item in questions])
+    ]
 
 
-@dataclass(frozen=True)
-class Bm25Index:
-    """BM25 with other settings than the index was built with."""
+def _words(chunks: Sequence[Chunk], questions: Sequence[Question], config: Bm25Config) -> Answers:
+    """Answers of BM25 with other settings than the index was built with.
 
-    chunks: list[Any]
-    bm25: Bm25
-
-    @classmethod
-    def of(cls, index: Index, config: Bm25Config) -> Bm25Index:
-        chunks = sorted(index.chunks(), key=lambda chunk: chunk.chunk_id)
-        return cls(chunks, Bm25.build((chunk.text for chunk in chunks), config))
-
-    def search(self, query: str) -> list[Hit]:
-        scores = self.bm25.scores(query)
-        # Chunks are in the order of their ids, and the sort is stable: equal scores are in that order, too.
+    Args:
+        chunks: in the order of their ids; the sort is stable, so equal scores are in that order, too.
+    """
+    bm25 = Bm25.build((chunk.text for chunk in chunks), config)
+    found = []
+    for question in questions:
+        scores = bm25.scores(question.text)
         order = np.argsort(-scores, kind="stable")[:DEPTH]
-        return [Hit(self.chunks[place], float(scores[place])) for place in order if scores[place] > 0]
+        found.append([Hit(chunks[place], float(scores[place])) for place in order if scores[place] > 0])
+    return found
 
 
 def _rerank(name: str, questions: Sequence[Question], answers: Answers) -> Answers:
