@@ -175,7 +175,7 @@ def _mortal(task: Any, marker: Path) -> Any:
 
 
 def test_ctrl_c_stops_the_workers_and_the_run_goes_on_here(cluster: Any, folder: Path, shards: str):
-    length = {"epochs": 50, "max_steps": 200, "validate_every_epochs": 50, "log_exam_ids": False}
+    length = {"epochs": 100, "max_steps": 200, "validate_every_epochs": 100, "log_exam_ids": False}
     keys = {**TORCH, **RAY, "num_workers": 1, **length}
     out = folder / "interrupted"
     path = folder / "interrupted.yaml"
