@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, StrictConfig
@@ -115,6 +116,8 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
     """The task, with class weights from the training rows."""
     # The text tower goes on reading what it was aligned on.
     data_set = inherited_description(plan.index.manifest.data_set, config.inputs.align)
+    # Towers that were trained know one split and serve its rows alone; others serve runs on every fold.
+    trained = config.inputs.align is not None or config.inputs.finetune is not None
     return FuseTask(
         seed=config.seed,
         shards=config.inputs.shards,
@@ -129,6 +132,8 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
         ),
         feature_root=feature_root(config),
         feature_config=config.feature_store,
+        train_rows=plan.roles.train if trained else None,
+        held_out_rows=np.concatenate([plan.roles.val, plan.roles.test]) if trained else None,
     )
 
 

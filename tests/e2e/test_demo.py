@@ -69,6 +69,30 @@ def test_photos_alone_do_not_pass_their_bound(outcomes: dict[str, dict[str, floa
     assert abs(found["accuracy"] - bound) < 3 * (bound * (1 - bound) / found["num_exams"]) ** 0.5
 
 
+def test_fuse_computes_the_features_of_the_exams_it_needs_and_no_others(demo: tuple[Path, Any]):
+    root = demo[0]
+    held_out = set(pq.read_table(root / "fuse" / "predictions.parquet")["exam_id"].to_pylist())
+    exams = [
+        exam
+        for path in sorted((root / "shards").glob("part-*.parquet"))
+        for exam in pq.read_table(path, columns=["exam_id"])["exam_id"].to_pylist()
+    ]
+    found = []
+    for manifest in (root / "features").glob("*/features.json"):
+        if "image_seq" not in (specs := {spec["name"] for spec in json.loads(manifest.read_text())["specs"]}):
+            continue
+        assert "text_seq" in specs
+        for variant in sorted(manifest.parent.glob("v*")):
+            column = [
+                value
+                for path in sorted(variant.glob("part-*.parquet"))
+                for value in pq.read_table(path, columns=["image_seq"])["image_seq"].to_pylist()
+            ]
+            found.append({exam for exam, value in zip(exams, column, strict=True) if value is not None})
+    # Two variants under augmentation for training, one without for validation and test.
+    assert sorted(found, key=len) == [held_out, set(exams) - held_out, set(exams) - held_out]
+
+
 def test_one_exam_is_answered_as_the_run_answered_it(demo: tuple[Path, Any], tmp_path: Path):
     root = demo[0]
     predicted = pq.read_table(root / "fuse" / "predictions.parquet").to_pylist()[0]

@@ -16,6 +16,7 @@ from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig, compute_features
 from prima_ray.data.features import FeatureSet
 from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
 from prima_ray.models.fusion import FusionConfig, FusionInputs
@@ -77,6 +78,9 @@ class FuseTask(ClassificationTask):
     class_weights: tuple[float, ...]
     feature_root: str
     feature_config: FeatureConfig
+    train_rows: Rows | None = None
+    held_out_rows: Rows | None = None
+    """Whose features are needed; None for all, which runs on other folds can share."""
     train_features: FeatureSet | None = None
     val_features: FeatureSet | None = None
     inputs: FusionInputs | None = None
@@ -109,6 +113,7 @@ class FuseTask(ClassificationTask):
                     encode,
                     tower=f"towers:{digest}:{tokenizer.max_tokens}",
                     config=self.feature_config,
+                    rows=self.train_rows if train else self.held_out_rows,
                     rank=context.rank,
                     world_size=context.world_size,
                     barrier=context.barrier,
