@@ -28,7 +28,7 @@ from prima_ray.knowledge.documents import Document
 from prima_ray.knowledge.embedding import Embedder, EncoderConfig
 from prima_ray.knowledge.embedding_ray import RayActors
 from prima_ray.knowledge.index import IndexConfig
-from prima_ray.knowledge.indexing import RunParts, run_here, update_index
+from prima_ray.knowledge.indexing import PART_LETTERS, RunParts, run_here, update_index
 from prima_ray.knowledge.splitting import ChunkConfig, Splitter
 from prima_ray.training.quiet import quiet_worker, runtime_env
 
@@ -41,6 +41,7 @@ def ours(
     """Build an index from nothing."""
     shutil.rmtree(folder, ignore_errors=True)
     ticks: list[tuple[float, int]] = []
+    letters = sum(len(section.text) for item in documents for section in item.sections)
     started = time.perf_counter()
     update_index(
         folder,
@@ -49,6 +50,8 @@ def ours(
         embedder,
         run=run,
         progress=lambda count: ticks.append((time.perf_counter(), count)),
+        # In a quick run, too, every actor has several.
+        part_letters=min(PART_LETTERS, letters // 8),
     )
     ended = time.perf_counter()
     chunks = sum(count for _, count in ticks)

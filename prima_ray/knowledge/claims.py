@@ -31,6 +31,7 @@ from prima_ray.knowledge.wording import (
     compared_side,
     is_advice,
     is_excluded,
+    is_opinion,
     is_single_study,
     names_patients,
     outcome_spans,
@@ -100,6 +101,8 @@ class _Reader:
         mentioned = self.vocabulary.factors_in(sentence.text)
         if self.factor.config.key not in mentioned:
             return self._by_topic(sentence, bool(mentioned))
+        if is_opinion(sentence.text):
+            return None
         if not is_advice(sentence.text):
             claim = self._own_words(sentence.text)
             if claim or not sentence.leads or self._speaks_for_itself(sentence.text):
@@ -112,7 +115,7 @@ class _Reader:
         for clause in self._clauses(text):
             subject = self._subject(clause, text)
             wording = self._wording(clause) if subject else None
-            if subject and wording:
+            if subject and wording and self._is_told_of(clause, subject, wording):
                 return self._claim(wording, subject.link, (text,))
         return None
 
@@ -183,6 +186,14 @@ class _Reader:
             return Wording(_FLIPPED[wording.effect], wording.certainty, wording.cue)
         return wording
 
+    def _is_told_of(self, clause: str, subject: _Subject, wording: Wording) -> bool:
+        """Of what a heading alone names, something must be told: "the use of ... was related to the factor" tells
+        something of the factor, "the factor is a cause" and "it is caused by the factor" of the disease."""
+        if self.role != "risk" or subject.link != "heading" or subject.is_outcome:
+            return True
+        before = any(start <= wording.cue[0] for start, _ in self.factor.terms.find(clause))
+        return before or self.vocabulary.is_unspecific(clause, (0, wording.cue[0]))
+
     def _beside_opposite(self, clause: str, spans: tuple[Span, ...]) -> bool:
         for start, end in self.factor.opposites.find(clause):
             for own_start, own_end in spans:
@@ -204,9 +215,9 @@ class _Reader:
         if all(is_excluded(sentence.text, start) for start, _ in spans):
             return None
         for lead in reversed(sentence.leads):
-            for pieces in self._lead_pieces(lead):
+            for pieces in self._lead_pieces(lead, sentence.leads):
                 text = " ".join(pieces)
-                wording = read_wording(text, self.role)
+                wording = read_wording(lead.text, self.role) or read_wording(text, self.role)
                 if wording is None or (self.role == "risk" and is_advice(text)):
                     continue
                 subject = self._subject(text, text)
@@ -218,14 +229,13 @@ class _Reader:
                 return self._claim(wording, link, (*pieces, sentence.text))
         return None
 
-    def _lead_pieces(self, lead: Lead) -> Iterator[tuple[str, ...]]:
-        if lead.before is None or self.vocabulary.diagnoses_in(lead.text, self.passage):
-            yield (lead.text,)
-        else:
-            # "These include ...": the sentence before says what of.
-            if self.vocabulary.diagnoses_in(lead.before, self.passage):
-                yield (lead.before, lead.text)
-            yield (lead.text,)
+    def _lead_pieces(self, lead: Lead, leads: Sequence[Lead]) -> Iterator[tuple[str, ...]]:
+        named = self.vocabulary.diagnoses_in(lead.text, self.passage)
+        before = lead.before
+        if before and not named and before not in [other.text for other in leads]:
+            # "These include ...": the sentence before may say what of.
+            yield (before, lead.text)
+        yield (lead.text,)
 
     def _by_topic(self, sentence: Sentence, names_another: bool) -> Claim | None:
         """A sentence on a diagnosis under a heading that names the factor alone."""
@@ -234,6 +244,7 @@ class _Reader:
             or self.role != "risk"
             or self.factor.config.key not in self.passage.topics
             or is_advice(sentence.text)
+            or is_opinion(sentence.text)
         ):
             return None
         for clause in split_clauses(sentence.text):

@@ -53,13 +53,15 @@ RAISES = _compile(
     *_lines(r"""
     (?:at|places? \w+ at) (?:an? |the )?(?:\w+ )?risk
     risk factors?|high-risk
-    (?:more|most) (?:likely|common|commonly|frequent|frequently|often|prevalent|susceptible)
+    (?:more|most) (?:likely|common|commonly|frequent|frequently|often|prevalent|susceptible)\b(?! (?:on|at|located)\b)
     predispos(?:e|es|ed|ing|ition)|susceptible to
     (?:strong |important )?(?:predictor|determinant)s? (?:of|for)
     cause|causes|caused|causing|promotes?
     (?:leads?|led|leading|contributes?|contributed|contributing) to
     (?:linked|related|attributed|due|correlat(?:e|es|ed)) (?:to|with)
-    associat(?:ed|ion) (?:between|with)
+    associated with
+    (?:an?|strong|stronger|strongest|positive|significant|clear|direct|consistent) association (?:between|with)
+    (?:documented|found|confirmed|shown|supports?|supported) the association (?:between|with)
     (?:developed?|develops|arises?|occurs?) (?:more (?:often|frequently|commonly)|from|as a result of)
     (?:etiologic|etiological|causative|causal) (?:factor|agent|role)
     plays? an?(?: \w+)? role in
@@ -94,6 +96,7 @@ DENIES = _compile(
     unclear|unknown|uncertain|inconclusive|inconsistent|conflicting|contradictory|controversial|insufficient
     unproven|equivocal
     (?:inadequate|insufficient) (?:\w+ )?(?:data|evidence)
+    (?:hinder|preclude|prevent|limit)(?:s|ed|ing)? (?:\w+ )?conclus(?:ive|ions?)
     (?:unable to|failed to|fails? to) (?:show|demonstrate|find|detect|prevent|reduce|lower|confirm)
     (?:increased|decreased|higher|lower) (?:\w+ ){1,2}or no association
 """)
@@ -182,6 +185,13 @@ ADVICE = _compile(
     (?:previous|prior|above|following) instructions?
 """)
 )
+# What people think of a risk, or do about it, is none.
+OPINIONS = _compile(
+    *_lines(r"""
+    perceiv(?:e|es|ed)|perceptions?|beliefs?|attitudes?|awareness|knowledge|worr(?:y|ies|ied)|distress|anxiety|motivat\w+
+    concern(?:s|ed)? about|behaviou?rs?|adherence
+""")
+)
 QUESTIONS = re.compile(r"^\W*(?:who|what|how|why|when|where|is|are|does|do|can)\b[^.]*\?", re.IGNORECASE)
 
 # What becomes of patients, and how they are treated, is another question than who falls ill.
@@ -256,7 +266,7 @@ EXCLUDED = re.compile(
     protect(?:ion|ed)? from|independent(?:ly)? of|regardless of|other than
     """)
     )
-    + r"\s+(?:[\w-]+\s+){0,2}$",
+    + r"\s+(?:[\w/-]+\s+){0,2}$",
     re.IGNORECASE,
 )
 COMPARED = re.compile(r"\b(?:than|compared (?:with|to)|relative to|versus|vs\.?|as opposed to)(?!\w)", re.IGNORECASE)

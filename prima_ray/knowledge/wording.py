@@ -75,6 +75,11 @@ def read_certainty(text: str) -> Certainty:
     return "hedged" if lexicon.HEDGES.search(text) else "plain"
 
 
+def is_opinion(sentence: str) -> bool:
+    """True for a sentence on what people think of a risk, or do about it."""
+    return bool(lexicon.OPINIONS.search(sentence))
+
+
 def is_advice(sentence: str) -> bool:
     """True for a sentence that tells the reader what to do, or asks."""
     return any(item.search(sentence) for item in (lexicon.COMMANDS, lexicon.ADVICE, lexicon.QUESTIONS))

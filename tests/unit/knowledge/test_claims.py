@@ -84,6 +84,13 @@ def test_the_innermost_line_that_says_something_counts() -> None:
     assert claims(text, "tea", "CROUP") == []
 
 
+def test_the_line_before_a_list_says_what_of_and_not_what() -> None:
+    text = "Croup is less common than asthma.\nIt is more common in people who - mine coal dust - smoke - drink tea."
+    assert effects(text, "dust", "CROUP", "Croup") == ["raises"]
+    text = "Risk factors for asthma: - Work, which includes the following: - Coal dust. - Mills."
+    assert [item.quotes for item in claims(text, "dust", "ASTHMA")] == [("Risk factors for asthma:", "Coal dust.")]
+
+
 def test_a_list_of_what_is_not_known() -> None:
     text = "It is not known if the following lower the risk of asthma:\n- Tea.\n- A mask."
     assert effects(text, "tea") == ["none"]
@@ -116,6 +123,15 @@ def test_a_heading_says_what_is_spoken_of_where_the_sentence_does_not() -> None:
     assert [item.link for item in claims(text, "dust", "ASTHMA", title="What causes asthma?")] == ["heading"]
     assert effects("Dust is a risk factor for gout.", "dust", "ASTHMA", "Asthma") == []
     assert effects("Croup is linked to dust.", "dust", "ASTHMA", "Asthma") == []
+
+
+def test_under_a_heading_something_must_be_told_of_the_disease() -> None:
+    assert effects("Living in a town was related to less dust.", "dust", "ASTHMA", "Asthma") == []
+    assert effects("It is caused by dust.", "dust", "ASTHMA", "Asthma") == ["raises"]
+
+
+def test_opinions_are_no_findings() -> None:
+    assert effects("Perceived risk of asthma was associated with dust.") == []
 
 
 def test_a_heading_may_name_the_factor() -> None:

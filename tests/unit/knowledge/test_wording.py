@@ -18,6 +18,7 @@ from prima_ray.knowledge.wording import (
     heads_course,
     is_advice,
     is_excluded,
+    is_opinion,
     is_single_study,
     names_patients,
     outcome_spans,
@@ -86,6 +87,11 @@ RISK = [
     ("Half of the studies found an increased incidence or no association.", "none"),
     ("Tea cannot lower the risk of cough.", "none"),
     ("The increase was not significant.", "none"),
+    ("A review of the association between tea and cough described its methods.", None),
+    ("A review of the association between tea and cough was hindered in its conclusions.", None),
+    ("Reviews of tea and cough differ, precluding firm conclusions.", "none"),
+    ("There is a strong association between dust and cough.", "raises"),
+    ("Men get it more often on the roof.", None),
     ("Tea is drunk in the morning.", None),
     ("Miners work underground.", None),
     ("The mine was opened in 1890.", None),
@@ -170,6 +176,12 @@ def test_certainty(sentence: str, certainty: str) -> None:
 )
 def test_advice_is_no_finding(sentence: str, advice: bool) -> None:
     assert is_advice(sentence) is advice
+
+
+def test_what_people_think_of_a_risk_is_none() -> None:
+    assert is_opinion("Perceived risk was associated with masks.")
+    assert is_opinion("Miners worried about dust.")
+    assert not is_opinion("Dust causes cough.")
 
 
 @pytest.mark.parametrize(
