@@ -96,7 +96,7 @@ DENIES = _compile(
     unclear|unknown|uncertain|inconclusive|inconsistent|conflicting|contradictory|controversial|insufficient
     unproven|equivocal
     (?:inadequate|insufficient) (?:\w+ )?(?:data|evidence)
-    (?:hinder|preclude|prevent|limit)(?:s|ed|ing)? (?:\w+ )?conclus(?:ive|ions?)
+    (?:hinder|preclud|prevent|limit)(?:e|s|es|ed|ing)? (?:\w+ )?conclus(?:ive|ions?)
     (?:unable to|failed to|fails? to) (?:show|demonstrate|find|detect|prevent|reduce|lower|confirm)
     (?:increased|decreased|higher|lower) (?:\w+ ){1,2}or no association
 """)
