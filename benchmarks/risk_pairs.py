@@ -28,8 +28,9 @@ from prima_ray.knowledge.documents import Document
 from prima_ray.knowledge.entries import Entry
 from prima_ray.knowledge.extractive import ExtractiveConfig, write_entry
 from prima_ray.knowledge.factors import VocabularyConfig, check_vocabulary
-from prima_ray.knowledge.grounding import ground, normalise
+from prima_ray.knowledge.grounding import ground
 from prima_ray.knowledge.literature import LiteratureConfig, read_literature
+from prima_ray.knowledge.passages import normalise
 from prima_ray.knowledge.retrieval import Hit
 from prima_ray.knowledge.vocabulary import Vocabulary
 

@@ -122,9 +122,17 @@ SIGN_RAISES = _compile(
     (?:may|might|can|could) \w+
     suggest(?:s|ive of|ing)?
     (?:check|talk|see|tell)(?: with| to)? (?:\w+ )?(?:doctor|provider|professional|physician) if
+    more (?:common|likely|frequent)
+    (?:raises?|increases?|higher|greater|increased) (?:the )?(?:chance|probability|likelihood|odds)
 """)
 )
-SIGN_LOWERS = _compile(r"asymptomatic|lacks?|absent|does not|do not|without")
+SIGN_LOWERS = _compile(
+    *_lines(r"""
+    asymptomatic|lacks?|absent|does not|do not|without
+    less (?:common|commonly|likely|frequent|frequently|often)
+    (?:lowers?|reduces?|decreases?|lower|smaller|reduced) (?:the )?(?:chance|probability|likelihood|odds)
+""")
+)
 SIGN_DENIES = _compile(
     *_lines(r"""
     rarely|seldom|(?:usually|generally) not|not usually|usually (?:\w+ ){1,2}not

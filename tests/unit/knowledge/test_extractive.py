@@ -7,7 +7,6 @@ import pytest
 from prima_ray.config import validate_config
 from prima_ray.knowledge.extractive import NO_EVIDENCE, ExtractiveConfig, retrieve, write_entries
 from prima_ray.knowledge.grounding import ground
-from prima_ray.knowledge.summaries import summarise
 from tests.unit.knowledge.writing import Shelf, chunk, vocabulary, written
 
 YES = chunk("Dust raises the risk of asthma.", doc="a")
@@ -153,22 +152,3 @@ def test_the_config_is_strict() -> None:
     assert validate_config(ExtractiveConfig, {"kind": "extractive"}, where="c.yaml") == ExtractiveConfig()
     with pytest.raises(Exception, match="min_share"):
         validate_config(ExtractiveConfig, {"min_share": 0.5}, where="c.yaml")
-
-
-def test_a_summary_of_a_factor() -> None:
-    words = vocabulary()
-    listed = chunk("Risk factors for croup include:\n- Dust.", doc="l")
-    entries = [
-        item for item in write_entries(ExtractiveConfig(), words, Shelf(YES, YES_TOO, listed)) if item.factor == "dust"
-    ]
-    found = summarise(entries, phrase="dust at work", phrases=words.phrases)
-    assert found.factor == "dust"
-    assert found.summary == (
-        "Dust at work: raises the risk of asthma (moderate, 2 statements) and croup (weak, 1 statement); "
-        "no evidence found for common cold."
-    )
-    assert found.paragraphs == {
-        "ASTHMA": f"“{YES.text}” [{YES.chunk_id}] “{YES_TOO.text}” [{YES_TOO.chunk_id}]",
-        "CROUP": f"“Risk factors for croup include: Dust.” [{listed.chunk_id}]",
-        "COLD": NO_EVIDENCE,
-    }

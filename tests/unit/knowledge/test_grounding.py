@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from prima_ray.knowledge.corpus import citation_problem
 from prima_ray.knowledge.entries import Entry, Quote, Statement
 from prima_ray.knowledge.extractive import NO_EVIDENCE
-from prima_ray.knowledge.grounding import LexicalSupport, ground, normalise, quote_stands
+from prima_ray.knowledge.grounding import ground
+from prima_ray.knowledge.passages import find_words, normalise
+from prima_ray.knowledge.support import LexicalSupport
 from tests.unit.knowledge.writing import chunk
 
 TEXT = (
@@ -48,18 +51,20 @@ def reasons(*statements: tuple[str, str], **keys: str) -> list[tuple[str, str]]:
     ],
 )
 def test_a_quote_stands_whatever_its_typography(quote: str) -> None:
-    assert quote_stands(quote, TEXT)
+    span = find_words(TEXT, quote)
+    assert span is not None
+    assert normalise(TEXT[slice(*span)]) == normalise(quote)
 
 
 @pytest.mark.parametrize(
     "quote", ["Dust lowers the risk", "ust does not", "the risk of asthm", "", " ", "of asthma In miners"]
 )
 def test_a_quote_that_does_not_stand(quote: str) -> None:
-    assert not quote_stands(quote, TEXT)
+    assert find_words(TEXT, quote) is None
 
 
 def test_an_item_that_ran_into_the_next_one_may_be_quoted() -> None:
-    assert quote_stands("having no mask over years", "being minershaving no mask over yearsusing chalk")
+    assert find_words("being minershaving no mask over yearsusing chalk", "having no mask over years") == (12, 37)
 
 
 def test_normalise() -> None:
@@ -76,6 +81,16 @@ def test_what_stands_and_is_supported_is_kept_as_it_is() -> None:
     found = ground(given, {CHUNK.chunk_id: CHUNK})
     assert found.entry is given
     assert found.dropped == ()
+
+
+def test_a_quote_gets_the_letters_of_its_passage() -> None:
+    found = ground(
+        entry(("Dust raises the risk of croup.", 'THE "fine" dust - 40 μg - raises the risk of croup')),
+        {CHUNK.chunk_id: CHUNK},
+    )
+    quote = found.entry.statements[0].quotes[0].quote
+    assert quote == "the “fine” dust \u2013 40 µg \u2013 raises the  risk\nof croup"
+    assert citation_problem(found.entry, {CHUNK.chunk_id: CHUNK}) is None
 
 
 def test_a_chunk_that_there_is_not() -> None:
