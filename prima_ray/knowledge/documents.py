@@ -63,6 +63,9 @@ class Document(StrictConfig):
     """Of headings and texts alone: equal for the same text under another id, title, address or file name."""
 
 
+QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "path", "locator", "reason", "detail")])
+
+
 @dataclass(frozen=True, slots=True)
 class Quarantined:
     """A file, or a record in one, that does not become a document: a short fixed reason and what was seen."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from prima_ray.base import PrimaError, StrictConfig, is_uri, read_json
+from prima_ray.base import PrimaError, StrictConfig, hash_json, is_uri, read_json
 from prima_ray.knowledge.bm25 import Bm25, Bm25Config
 from prima_ray.knowledge.chunks import CHUNK_SCHEMA, Chunk
 from prima_ray.knowledge.embedding import EncoderConfig, EncoderIdentity, Vectors
@@ -182,6 +182,14 @@ class Index:
         """All of them, in the table's order."""
         for batch in self._table.search().select(_COLUMNS).limit(max(1, len(self._row_ids))).to_batches():
             yield from map(_chunk, batch.to_pylist())
+
+    def content_hash(self) -> str:
+        """SHA-256 over every document's id and hash: the same for the same literature, however it came in."""
+        query = self._table.search().select(["doc_id", "document_hash"]).limit(max(1, len(self._row_ids)))
+        found: set[tuple[str, str]] = set()
+        for batch in query.to_batches():
+            found.update(zip(batch["doc_id"].to_pylist(), batch["document_hash"].to_pylist(), strict=True))
+        return hash_json([self.meta.chunks.model_dump(mode="json"), sorted(found)])
 
     def nearest(self, vector: Vectors, *, k: int, where: Filter) -> list[tuple[Chunk, float]]:
         """The chunks whose vectors have the largest scalar products with this one; exact, all are looked at."""

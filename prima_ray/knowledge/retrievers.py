@@ -5,15 +5,15 @@ To add one: a class with `search`, and a branch in `make_retriever`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from pydantic import Field
 
 from prima_ray.base import StrictConfig
 from prima_ray.knowledge.chunks import Chunk
-from prima_ray.knowledge.embedding import Embedder
+from prima_ray.knowledge.embedding import Embedder, Vectors
 from prima_ray.knowledge.index import Filter, Index, refuse_another_encoder
 from prima_ray.knowledge.rerank import RerankConfig, Reranked
 from prima_ray.knowledge.retrieval import Hit
@@ -67,6 +67,20 @@ def make_retriever(config: RetrievalConfig, index: Index, embedder: Embedder) ->
     return Reranked(found, config.rerank.load(device=str(embedder.device)), depth=config.rerank.depth)
 
 
+def prepare(retriever: FilteredRetriever, queries: Iterable[str]) -> None:
+    """Embed queries that are going to be asked together, which takes a fraction of the time of one by one."""
+    match retriever:
+        case DenseRetriever():
+            new = [query for query in dict.fromkeys(queries) if query not in retriever.prepared]
+            retriever.prepared.update(zip(new, retriever.embedder.embed(new), strict=True))
+        case HybridRetriever():
+            listed = list(queries)
+            for item in retriever.retrievers:
+                prepare(item, listed)
+        case Reranked():
+            prepare(retriever.retriever, queries)
+
+
 def narrowed(where: Filter, sources: tuple[str, ...] | None) -> Filter:
     """A filter that also asks for these sources."""
     if sources is None:
@@ -82,6 +96,8 @@ class DenseRetriever:
 
     index: Index
     embedder: Embedder
+    prepared: dict[str, Vectors] = field(default_factory=dict, compare=False, repr=False)
+    """Vectors of queries that were embedded together, see `prepare`."""
 
     def __post_init__(self) -> None:
         refuse_another_encoder(self.index.folder, built=self.index.meta.encoder, wanted=self.embedder.identity)
@@ -90,7 +106,9 @@ class DenseRetriever:
         self, query: str, *, k: int, sources: tuple[str, ...] | None = None, where: Filter = EVERYTHING
     ) -> list[Hit]:
         """See the protocol."""
-        vector = self.embedder.embed([query])[0]
+        vector = self.prepared.get(query)
+        if vector is None:
+            vector = self.embedder.embed([query])[0]
         return [Hit(*found) for found in self.index.nearest(vector, k=k, where=narrowed(where, sources))]
 
 

@@ -7,13 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from prima_ray.base import PrimaError, StrictConfig, hash_file, write_atomic, write_json
 from prima_ray.data.description import DataSetConfig
@@ -45,17 +45,13 @@ from prima_ray.data.splits import assign_folds, check_classes
 from prima_ray.stages.out_folder import OutFolder, open_out
 from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, finish_run, is_fresh, open_run
 from prima_ray.training.cluster import connect
-from prima_ray.training.config import ContextConfig, LocalContextConfig, RayContextConfig
+from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
 
 _log = logging.getLogger(__name__)
 WITHOUT_COUNTERPART = ("no_photo", "no_row")
 """Rows without a photo and photos without a row: common in subsets, so they have a limit of their own."""
 EXECUTION_KEYS = frozenset({"context", "quarantine"})
 """Where it runs and when it gives up: neither changes what is written."""
-
-
-def _ray_by_default(value: Any) -> Any:
-    return {"kind": "ray", **value} if isinstance(value, dict) else value
 
 
 class FoldsConfig(StrictConfig):
@@ -87,7 +83,7 @@ class IngestConfig(StrictConfig):
     quarantine: QuarantineConfig = QuarantineConfig()
     near_duplicates: NearDuplicatesConfig = NearDuplicatesConfig()
     leaks: LeaksConfig = LeaksConfig()
-    context: Annotated[ContextConfig, BeforeValidator(_ray_by_default)] = RayContextConfig()
+    context: RayFirstContextConfig = RayContextConfig()
     """`local` writes in this process, which is quicker for small data sets: no cluster is started."""
 
 

@@ -6,9 +6,9 @@ To add an engine or a context: a class with its own `kind` here, one line in its
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from prima_ray.base import StrictConfig
 
@@ -75,6 +75,14 @@ class RayContextConfig(StrictConfig):
 
 
 ContextConfig = Annotated[LocalContextConfig | RayContextConfig, Field(discriminator="kind")]
+
+
+def _ray_first(value: Any) -> Any:
+    return {"kind": "ray", **value} if isinstance(value, dict) else value
+
+
+RayFirstContextConfig = Annotated[ContextConfig, BeforeValidator(_ray_first)]
+"""A context whose `kind` may be left out where it is Ray."""
 
 
 class CheckpointConfig(StrictConfig):

@@ -21,6 +21,7 @@ from prima_ray.knowledge.retrievers import (
     RetrievalConfig,
     fuse,
     make_retriever,
+    prepare,
 )
 from prima_ray.knowledge.splitting import Splitter
 from tests.unit.knowledge.conftest import note
@@ -130,6 +131,22 @@ def test_hybrid_retrieval_fuses_both_to_the_depth(index: Index, embedder: Embedd
     assert len(make_retriever(config, index, embedder).search(QUERY, k=20)) == 20
     with pytest.raises(ValueError, match="2 retrievers, 1 weights"):
         HybridRetriever((dense, words), (1.0,))
+
+
+def test_prepared_queries_find_the_same(index: Index, embedder: Embedder):
+    alone = make_retriever(RetrievalConfig(), index, embedder)
+    together = make_retriever(RetrievalConfig(), index, embedder)
+    queries = ["sun", "sunburn raises the risk", "sun"]
+    prepare(together, queries)
+    for query in queries:
+        expected, found = alone.search(query, k=5), together.search(query, k=5)
+        assert ids(found) == ids(expected)
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
+    asked: list[str] = []
+    (dense, _) = together.retrievers  # type: ignore[attr-defined]
+    object.__setattr__(dense.embedder, "embed", asked.extend)
+    together.search("sun", k=1)
+    assert asked == []
 
 
 def test_an_index_of_another_encoder_is_refused(
