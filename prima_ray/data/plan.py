@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
 import numpy as np
@@ -20,22 +22,28 @@ from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.reader import Rows
-from prima_ray.data.schema import FOLDS, Manifest, ShardFile, join, open_filesystem, read_manifest
+from prima_ray.data.schema import FOLDS, MANIFEST, Manifest, ShardFile, join, open_filesystem, read_manifest
 
+HASHED_BYTES = 32 * 1024**3
+"""Shards up to this size are hashed whenever they are opened, which is a second a gigabyte; larger ones where asked."""
 _LIGHT_COLUMNS = ["exam_id", "patient_id", "attributes", "label", "images.list.element.image_id"]
 
 
-def verify_shards(shards: str, manifest: Manifest, *, sha256: bool = False) -> None:
-    """Check that every file of a shard folder is there, whole and, where asked, unchanged.
+def verify_shards(shards: str, manifest: Manifest, *, sha256: bool | None = None) -> None:
+    """Check that every file of a shard folder is there, whole and unchanged.
 
     Args:
-        sha256: read every file and compare its hash; without it only sizes are compared.
+        sha256: whether the parts are read and their hashes compared; None: where they hold no more than
+            `HASHED_BYTES`. The small files beside them are always read, sizes always compared.
 
     Raises:
         PrimaError: naming the first file that is not what the manifest says.
     """
     filesystem, root = open_filesystem(shards)
-    verify_files(filesystem, root, (*manifest.files, *manifest.side_files), where=shards, sha256=sha256)
+    if sha256 is None:
+        sha256 = sum(file.bytes for file in manifest.files) <= HASHED_BYTES
+    verify_files(filesystem, root, manifest.side_files, where=shards, sha256=True)
+    verify_files(filesystem, root, manifest.files, where=shards, sha256=sha256)
 
 
 def verify_files(
@@ -43,19 +51,24 @@ def verify_files(
 ) -> None:
     """See `verify_shards`; ``where`` is the folder as the user wrote it."""
     mend = "Restore the file from a copy, or write the folder again."
-    infos = filesystem.get_file_info([join(root, file.path) for file in files])
+    paths = [join(root, file.path) for file in files]
+    infos = filesystem.get_file_info(paths)
     for file, info in zip(files, infos, strict=True):
         name = join(where, file.path)
         if info.type != pafs.FileType.File:
             raise PrimaError("this file of the manifest is missing", where=name, mend=mend)
         if info.size != file.bytes:
             raise PrimaError(f"holds {info.size} bytes, the manifest says {file.bytes}", where=name, mend=mend)
-        if sha256 and (found := hash_stream(filesystem, join(root, file.path))) != file.sha256:
-            raise PrimaError(
-                f"wrong checksum: sha256 {found[:12]}..., the manifest says {file.sha256[:12]}...",
-                where=name,
-                mend=mend,
-            )
+    if not sha256:
+        return
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for file, found in zip(files, pool.map(partial(hash_stream, filesystem), paths), strict=True):
+            if found != file.sha256:
+                raise PrimaError(
+                    f"wrong checksum: sha256 {found[:12]}..., the manifest says {file.sha256[:12]}...",
+                    where=join(where, file.path),
+                    mend=mend,
+                )
 
 
 def hash_stream(filesystem: pafs.FileSystem, path: str) -> str:
@@ -90,11 +103,11 @@ class ExamIndex:
         return len(self.exam_ids)
 
     @classmethod
-    def read(cls, shards: str, *, sha256: bool = False) -> Self:
+    def read(cls, shards: str, *, sha256: bool | None = None) -> Self:
         """Read the light columns of a finished shard folder.
 
         Args:
-            sha256: also compare the hash of every file (sizes are always compared).
+            sha256: whether the hashes of the parts are compared, see `verify_shards`.
 
         Raises:
             PrimaError: no finished folder, another schema version, or a file that is not what the manifest says.
@@ -108,6 +121,13 @@ class ExamIndex:
         table = pa.concat_tables(tables)
         rows = np.array([file.rows for file in manifest.files])
         classes = {name: index for index, name in enumerate(manifest.data_set.class_names)}
+        unknown = sorted({name for name in table["label"].to_pylist() if name is not None and name not in classes})
+        if unknown:
+            raise PrimaError(
+                f"the parts hold the class {unknown[0]!r}, which the manifest does not know",
+                where=join(shards, MANIFEST),
+                mend="Restore the manifest from a copy, or ingest the data set again.",
+            )
         labels = [-1 if name is None else classes[name] for name in table["label"].to_pylist()]
         folds = pq.read_table(join(root, FOLDS), filesystem=filesystem)
         fold_of = {exam: position for position, exam in enumerate(folds["exam_id"].to_pylist())}

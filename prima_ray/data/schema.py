@@ -130,7 +130,7 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
 
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise PrimaError(f"not valid JSON ({error})", where=where) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prima_ray.base import PrimaError
+from prima_ray.data import plan
 from prima_ray.data.plan import ExamIndex, plan_epoch, plan_steps, rank_rows, split_roles, verify_shards
 from prima_ray.data.schema import read_manifest
 
@@ -144,19 +145,47 @@ def test_a_file_of_the_wrong_size_is_named(make_shards: Callable[..., str]) -> N
     assert str(caught.value).startswith(f"{part}: this file of the manifest is missing")
 
 
-def test_a_wrong_checksum_is_found_when_hashes_are_compared(make_shards: Callable[..., str]) -> None:
+def test_a_wrong_checksum_is_found(make_shards: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     shards = make_shards()
     part = Path(shards) / "part-00002.parquet"
     data = bytearray(part.read_bytes())
     data[100] ^= 1
     part.write_bytes(data)
     manifest = read_manifest(shards)
-    verify_shards(shards, manifest)
+    verify_shards(shards, manifest, sha256=False)
+    with monkeypatch.context() as patch:
+        # Of a larger folder than is hashed unasked.
+        patch.setattr(plan, "HASHED_BYTES", 10)
+        verify_shards(shards, manifest)
+        with pytest.raises(PrimaError):
+            verify_shards(shards, manifest, sha256=True)
     with pytest.raises(PrimaError) as caught:
-        verify_shards(shards, manifest, sha256=True)
+        ExamIndex.read(shards)
     assert caught.value.where == str(part)
     assert caught.value.what.startswith("wrong checksum: sha256 ")
     assert manifest.files[2].sha256[:12] in caught.value.what
+
+
+def test_a_changed_fold_is_found_whatever_the_size_of_the_folder(
+    make_shards: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = make_shards()
+    monkeypatch.setattr(plan, "HASHED_BYTES", 10)
+    folds = Path(shards) / "folds.parquet"
+    data = bytearray(folds.read_bytes())
+    data[40] ^= 1
+    folds.write_bytes(data)
+    with pytest.raises(PrimaError, match="wrong checksum") as caught:
+        ExamIndex.read(shards)
+    assert caught.value.where == str(folds)
+
+
+def test_a_class_that_the_manifest_does_not_know_is_said(make_shards: Callable[..., str]) -> None:
+    shards = make_shards()
+    path = Path(shards) / "manifest.json"
+    path.write_text(path.read_text().replace('"name": "NEV"', '"name": "NAE"'))
+    with pytest.raises(PrimaError, match="the class 'NEV', which the manifest does not know"):
+        ExamIndex.read(shards)
 
 
 def test_a_manifest_that_counts_wrongly_is_found(make_shards: Callable[..., str]) -> None:
