@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -49,7 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        disconnect()
+        _say(f"prima: the disk is full, or a quota or limit on files is reached ({_last_line(error)})")
+        _say("  Make room and run the same command again: it continues where it can.")
+        return 2
     return code
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whatever library wrote: most raise OSError, safetensors and Arrow only quote the number."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(f"{words} {number}" in str(error) for words in ("os error", "errno") for number in _FULL):
+        return True
+    return _is_disk_full(error.__cause__ or error.__context__)
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def run_stage_from_argv(stage: str, argv: Sequence[str] | None = None) -> int:

@@ -141,7 +141,7 @@ def _list_local(root: str, *, follow_links: bool) -> PhotoFolder:
                 relative = (prefix + entry.name).encode(errors="backslashreplace").decode()
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     if entry.is_symlink():
                         real = os.path.realpath(entry.path)
                         if not follow_links:
@@ -151,11 +151,26 @@ def _list_local(root: str, *, follow_links: bool) -> PhotoFolder:
                             continue
                         entered.add(real)
                     waiting.append((entry.path, f"{relative}/"))
-                elif entry.is_file():
+                elif _is_regular(entry):
                     stat = entry.stat()
                     leaves = not follow_links and entry.is_symlink() and _leaves(entry.path, real_root)
                     files.append(PhotoFile(relative, stat.st_size, stat.st_mtime_ns, leaves))
     return PhotoFolder(files, closed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself; like a link to nothing it is no photo, and costs the others nothing.
+        return False
+
+
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _leaves(path: str, real_root: str) -> bool:

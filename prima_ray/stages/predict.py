@@ -145,9 +145,12 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _read(path: str) -> bytes:
     try:
+        # A pipe or a device may have no end.
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise PrimaError("is no file", where=path, mend="Name the file of a photo.")
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise PrimaError(f"cannot be read ({error.strerror})", where=path) from None
+    except (OSError, ValueError) as error:
+        raise PrimaError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=path) from None
     check_photo(data, where=path)
     return data
 

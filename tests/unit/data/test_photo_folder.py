@@ -74,6 +74,7 @@ def test_links_cannot_lead_out_of_the_folder_unless_that_is_asked_for(folder: Ca
     (root / "leaves.jpg").symlink_to(outside / "secret.jpg")
     (root / "linked").symlink_to(outside)
     (root / "broken.jpg").symlink_to("nowhere.jpg")
+    (root / "itself.jpg").symlink_to("itself.jpg")
     (root / "round").symlink_to(root)
     os.mkfifo(root / "pipe.jpg")
     assert found(root, "inside") == "inside.jpg"
