@@ -1,7 +1,8 @@
-"""What the corpus says of one factor and one diagnosis, and what it rests on."""
+"""What the corpus says of one factor and one diagnosis, and what it rests on; or why nothing could be written."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,11 @@ Direction = Literal["raises", "lowers", "none", "no_evidence"]
 """`none`: looked into, without a clear relation. `no_evidence`: the literature at hand does not say."""
 Strength = Literal["strong", "moderate", "weak"]
 Status = Literal["proposed", "accepted", "rejected", "edited"]
+Pair = tuple[str, str]
+"""Key of a factor, name of a diagnosis."""
+FailureReason = Literal["malformed", "contradictory", "refused", "unanswered"]
+"""`malformed`: the last answer is no entry. `contradictory`: its direction is not what it quotes. `refused`: the
+endpoint would not take the request. `unanswered`: it did not answer it, however often it was asked."""
 
 
 class Quote(StrictConfig):
@@ -54,3 +60,18 @@ class Entry(StrictConfig):
     @property
     def entry_id(self) -> str:
         return f"{self.factor}:{self.diagnosis}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A pair on which a writer came to no entry. That is not `no_evidence`: nobody knows what the literature says."""
+
+    factor: str
+    diagnosis: str
+    reason: FailureReason
+    detail: str
+    """What was wrong with the last attempt."""
+    attempts: int
+    """Answers that were had."""
+    answer: str | None
+    """The last of them."""

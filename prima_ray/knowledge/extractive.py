@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
-from prima_ray.base import StrictConfig
-from prima_ray.knowledge.chunks import Chunk
 from prima_ray.knowledge.claims import Claim, find_claims
-from prima_ray.knowledge.entries import Direction, Entry, Quote, Statement, Strength
+from prima_ray.knowledge.entries import Direction, Entry, Pair, Quote, Statement, Strength
+from prima_ray.knowledge.pair_passages import PassagesConfig, retrieve
 from prima_ray.knowledge.retrieval import Retriever
 from prima_ray.knowledge.vocabulary import Vocabulary
 from prima_ray.knowledge.wording import Effect
@@ -40,19 +39,37 @@ _LINKS = ("named", "list", "heading", "umbrella")
 _NOT_WORD = re.compile(r"\W+")
 
 
-class ExtractiveConfig(StrictConfig):
+class ExtractiveConfig(PassagesConfig):
     """The writer that uses no language model."""
 
     kind: Literal["extractive"] = "extractive"
-    passages: int = Field(default=40, ge=1)
-    """Passages that each query asks for."""
-    max_queries: int = Field(default=8, ge=1)
-    """Queries a pair: the factor's phrase and its first terms, each with the diagnosis."""
     max_statements: int = Field(default=6, ge=1)
     min_weight: float = Field(default=0.4, gt=0.0)
     """Votes below which there is no evidence."""
     min_share: float = Field(default=0.6, gt=0.5, le=1.0)
     """Part of all votes that a direction needs."""
+
+
+@dataclass(frozen=True)
+class ExtractiveWriter:
+    """See `writing.Writer`; nothing fails, and nothing is spent."""
+
+    config: ExtractiveConfig
+    vocabulary: Vocabulary
+    retriever: Retriever
+    allow: Sequence[str] | None = None
+
+    @property
+    def usage(self) -> None:
+        """No model is called."""
+        return
+
+    def write(self, pairs: Iterable[Pair], progress: Callable[[int], object] | None = None) -> Iterator[Entry]:
+        """An entry a pair, in their order."""
+        for factor, diagnosis in pairs:
+            yield write_entry(factor, diagnosis, self.config, self.vocabulary, self.retriever, allow=self.allow)
+            if progress:
+                progress(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,29 +132,6 @@ def write_entry(
             for claim in shown
         ),
     )
-
-
-def retrieve(
-    factor: str,
-    diagnosis: str,
-    config: ExtractiveConfig,
-    vocabulary: Vocabulary,
-    retriever: Retriever,
-    *,
-    allow: Sequence[str] | None = None,
-) -> list[Chunk]:
-    """The passages that the queries of a pair find, in an order of their own: ranks decide nothing later on."""
-    described = vocabulary.factors[factor].config
-    wordings = dict.fromkeys((described.phrase, *(term for term in described.terms if not re.search(r"[*.]", term))))
-    sources = tuple(allow) if allow is not None else None
-    found: dict[str, Chunk] = {}
-    for wording in list(wordings)[: config.max_queries]:
-        query = f"{wording} {vocabulary.phrases[diagnosis]}"
-        for hit in retriever.search(query, k=config.passages, sources=sources):
-            # An index that disregards `sources` must not let a text in that nobody vouched for.
-            if sources is None or hit.chunk.source in sources:
-                found[hit.chunk.chunk_id] = hit.chunk
-    return sorted(found.values(), key=lambda chunk: (chunk.doc_id, chunk.chunk_id))
 
 
 def weigh(claims: Iterable[Claim], config: ExtractiveConfig) -> Verdict:

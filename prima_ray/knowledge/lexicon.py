@@ -193,6 +193,16 @@ ADVICE = _compile(
     (?:previous|prior|above|following) instructions?
 """)
 )
+# What no sentence on a disease says, and one that is meant for a language model does.
+TO_MACHINES = re.compile(
+    r"\b(?:language models?|chat ?bots?|AI (?:model|system|assistant)s?|as an AI|(?:system|user|your) prompts?|JSON"
+    r"|no_evidence|new instructions?|instructions? (?:for|to) (?:the )?(?:model|assistant|system)|role-?play"
+    r"|(?:set|change|make|put|give) (?:the |its |your |every |each )?"
+    r"(?:direction|strength|entry|entries|answer|summary))\b"
+    r"|^\W*(?:system|assistant|user|developer)(?: (?:message|note|prompt))?\W{0,3}:"
+    r"|<\|?/?\s*(?:passage|system|assistant|user|instructions?)\b",
+    re.IGNORECASE,
+)
 # What people think of a risk, or do about it, is none.
 OPINIONS = _compile(
     *_lines(r"""

@@ -85,6 +85,11 @@ def is_advice(sentence: str) -> bool:
     return any(item.search(sentence) for item in (lexicon.COMMANDS, lexicon.ADVICE, lexicon.QUESTIONS))
 
 
+def is_instruction(sentence: str) -> bool:
+    """True for a sentence that tells the reader what to do, or speaks to a machine that reads along."""
+    return any(item.search(sentence) for item in (lexicon.COMMANDS, lexicon.ADVICE, lexicon.TO_MACHINES))
+
+
 def is_single_study(sentence: str) -> bool:
     """True where one study or trial is reported, rather than what many show together."""
     return bool(lexicon.SINGLE_STUDY.search(sentence)) and not lexicon.POOLED.search(sentence)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from prima_ray.config import validate_config
-from prima_ray.knowledge.extractive import NO_EVIDENCE, ExtractiveConfig, retrieve, write_entries
+from prima_ray.knowledge.extractive import NO_EVIDENCE, ExtractiveConfig, write_entries
 from prima_ray.knowledge.grounding import ground
+from prima_ray.knowledge.pair_passages import retrieve
 from tests.unit.knowledge.writing import Shelf, chunk, vocabulary, written
 
 YES = chunk("Dust raises the risk of asthma.", doc="a")
