@@ -63,7 +63,8 @@ class Checked:
 
 def answer_schema() -> dict[str, Any]:
     """JSON schema of an answer, of the keywords that endpoints which hold a model to one understand."""
-    return _bare(Answer.model_json_schema())
+    schema: dict[str, Any] = _bare(Answer.model_json_schema())
+    return schema
 
 
 def _bare(node: Any) -> Any:
@@ -168,7 +169,8 @@ def _entry(answer: Answer, factor: str, diagnosis: str, by_label: Mapping[str, S
 def _check_citations(answer: Answer, by_label: Mapping[str, Shown], max_statements: int) -> None:
     unknown = [item.passage for part in answer.statements for item in part.quotes if item.passage not in by_label]
     if unknown:
-        known = f"{next(iter(by_label))} to {next(reversed(by_label))}"
+        labels = list(by_label)
+        known = f"{labels[0]} to {labels[-1]}"
         raise _MistakeError(f"it cites the passage {unknown[0]!r}, the passages are {known}.")
     if len(answer.statements) > max_statements:
         raise _MistakeError(f"it has {len(answer.statements)} statements, at most {max_statements} are wanted.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.config import validate_config
+from prima_ray.knowledge.entries import Entry, Failure
 from prima_ray.knowledge.llm_writer import LlmWriter, LlmWriterConfig
 from tests.unit.knowledge.writing import Shelf, chunk, vocabulary
 
@@ -15,6 +16,7 @@ YES = chunk("Dust raises the risk of asthma.", doc="a")
 YES_TOO = chunk("It was found that coal dust raises the risk of asthma in miners.", doc="b")
 NO = chunk("Tea lowers the risk of croup.", doc="c")
 CHUNKS = (YES, YES_TOO, NO)
+PAIR = ("dust", "ASTHMA")
 PAIRS = [(factor, diagnosis) for factor in ("dust", "tea", "mask") for diagnosis in ("ASTHMA", "CROUP", "COLD")]
 
 
@@ -31,6 +33,12 @@ def writer_config(api_base: str, *, llm: dict[str, Any] | None = None, **keys: A
 
 def make_writer(api_base: str, *chunks: Any, cache: Path | None = None, **keys: Any) -> LlmWriter:
     return LlmWriter.load(writer_config(api_base, **keys), vocabulary(), Shelf(*(chunks or CHUNKS)), cache=cache)
+
+
+def only(writer: LlmWriter) -> Entry | Failure:
+    """What is written on `PAIR`."""
+    (written,) = writer.write([PAIR])
+    return written
 
 
 def main() -> None:

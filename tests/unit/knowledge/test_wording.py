@@ -271,7 +271,7 @@ EVERYDAY = words(
     """
     adult after all and any change children common elevated fair families first form get getting greater had high
     history increase individual larger lower member men more never number patient people person previous primary prior
-    recipient red relative risk than the treated treatment way weak with women you
+    recipient red relative risk system than the treated treatment way weak with women you
     """
 )
 

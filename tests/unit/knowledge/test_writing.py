@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
 
+from prima_ray.base import PrimaError
+from prima_ray.config import validate_config
 from prima_ray.knowledge.entries import Entry
 from prima_ray.knowledge.extractive import ExtractiveConfig, write_entry
 from prima_ray.knowledge.llm_writer import LlmWriterConfig
@@ -36,6 +39,17 @@ def test_the_writer_without_a_model() -> None:
     ]
     assert [item.direction for item in written if isinstance(item, Entry)] == ["raises", "no_evidence", "no_evidence"]
     assert (told, writer.usage) == ([1, 1, 1], None)
+
+
+def test_what_is_missing_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_index.llms.openai_like", None)
+    raw = {"kind": "llm", "llm": {"kind": "openai_like", "api_base": "http://127.0.0.1:1/v1", "model": "m"}}
+    config = validate_config(LlmWriterConfig, raw, where="corpus.yaml")
+    with pytest.raises(PrimaError) as caught:
+        make_writer(config, vocabulary(), Shelf())
+    assert str(caught.value) == (
+        "llama-index-llms-openai-like is not installed\n  Install prima-ray[llm], or take another model."
+    )
 
 
 def test_the_writer_with_one(tmp_path: Path) -> None:
