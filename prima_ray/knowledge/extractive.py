@@ -9,6 +9,8 @@ best sentences of the side that wins. The rules:
   an emphatic one, less for a hedge, a single study, a heading's context.
 - The direction with the most votes wins if it has `min_share` of them. Otherwise the evidence is divided: `none`.
 - Votes of less than `min_weight` in all are `no_evidence`.
+- The statements are the best claim of each source in turn, then the second best ones, and so on, so that an entry shows
+  as many sources as it has.
 - **Strength**: strong from 3 votes, two sources and three quarters of all votes; moderate from 1.5 votes and two
   sources; else weak. Divided evidence is weak.
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +36,11 @@ from prima_ray.knowledge.wording import Effect
 
 NO_EVIDENCE = "No evidence found."
 _EFFECTS: tuple[Effect, ...] = ("raises", "lowers", "none")
-_WORDS: dict[Effect, str] = {"raises": "raises the risk", "lowers": "lowers the risk", "none": "no clear relation"}
+EFFECT_IN_WORDS: dict[Direction, str] = {
+    "raises": "raises the risk",
+    "lowers": "lowers the risk",
+    "none": "no clear relation",
+}
 _LINKS = ("named", "list", "heading", "umbrella")
 _NOT_WORD = re.compile(r"\W+")
 
@@ -79,7 +85,7 @@ class Verdict:
     direction: Direction
     strength: Strength | None
     claims: tuple[Claim, ...]
-    """What it rests on, best first; each wording once."""
+    """What it rests on, the best of each source first; each wording once."""
     num_sources: int
     num_against: int
     """Claims that say otherwise."""
@@ -99,8 +105,7 @@ def write_entries(
     """
     return [
         write_entry(factor, diagnosis, config, vocabulary, retriever, allow=allow)
-        for factor in vocabulary.factors
-        for diagnosis in vocabulary.phrases
+        for factor, diagnosis in vocabulary.pairs
     ]
 
 
@@ -147,8 +152,9 @@ def weigh(claims: Iterable[Claim], config: ExtractiveConfig) -> Verdict:
         return Verdict("no_evidence", None, (), 0, 0)
     best = max(_EFFECTS, key=lambda effect: totals[effect])
     if totals[best] < config.min_share * everything:
-        return Verdict("none", "weak", _in_turn(ranked), len({claim.chunk.doc_id for claim in ranked}), 0)
-    on_side = tuple(claim for claim in ranked if claim.effect == best)
+        both = _in_turn(_by_source(ranked), lambda claim: claim.effect)
+        return Verdict("none", "weak", tuple(both), len({claim.chunk.doc_id for claim in ranked}), 0)
+    on_side = tuple(_by_source(claim for claim in ranked if claim.effect == best))
     num_sources = len(votes[best])
     strength: Strength = "weak"
     if num_sources >= 2 and totals[best] >= 1.5:
@@ -181,21 +187,26 @@ def _distinct(ranked: Iterable[Claim]) -> list[Claim]:
     return kept
 
 
-def _in_turn(ranked: Sequence[Claim]) -> tuple[Claim, ...]:
-    """Both sides of divided evidence: the best of each direction, then the second ones."""
-    place: Counter[Effect] = Counter()
-    order = []
-    for index, claim in enumerate(ranked):
-        order.append((place[claim.effect], index))
-        place[claim.effect] += 1
-    return tuple(ranked[index] for _, index in sorted(order))
+def _by_source(ranked: Iterable[Claim]) -> list[Claim]:
+    """For each direction, the best claim of every source, then the second ones."""
+    return _in_turn(ranked, lambda claim: (claim.effect, claim.chunk.doc_id))
+
+
+def _in_turn(ranked: Iterable[Claim], group: Callable[[Claim], Hashable]) -> list[Claim]:
+    """The first of each group, then the second ones, and so on."""
+    taken: Counter[Hashable] = Counter()
+    turns: dict[int, list[Claim]] = defaultdict(list)
+    for claim in ranked:
+        turns[taken[group(claim)]].append(claim)
+        taken[group(claim)] += 1
+    return [claim for turn in sorted(turns) for claim in turns[turn]]
 
 
 def _summary(verdict: Verdict, phrase: str, diagnosis: str) -> str:
     if verdict.direction == "no_evidence" or not verdict.claims:
         return NO_EVIDENCE
     sides = {claim.effect for claim in verdict.claims}
-    said = "divided evidence" if len(sides) > 1 else _WORDS[verdict.direction]
+    said = "divided evidence" if len(sides) > 1 else EFFECT_IN_WORDS[verdict.direction]
     against = f"; {counted(verdict.num_against, 'sentence')} to the contrary" if verdict.num_against else ""
     top = verdict.claims[0]
     return (

@@ -1,18 +1,19 @@
 """Entries held against the passages they cite: every quote must stand there, every statement follow.
 
-What fails is dropped and listed; an entry that loses all its statements says `no_evidence`. Whoever wrote the entry, a
-rule or a language model, this decides what is kept.
+What fails is dropped and listed. The summary may have rested on it, so it is put together anew from what stands, and
+says how much was dropped; an entry that loses all its statements says `no_evidence`. Whoever wrote the entry, a rule or
+a language model, this decides what is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from prima_ray.knowledge.chunks import Chunk
 from prima_ray.knowledge.entries import Entry, Quote, Statement
-from prima_ray.knowledge.extractive import NO_EVIDENCE
+from prima_ray.knowledge.extractive import EFFECT_IN_WORDS, NO_EVIDENCE, counted
 from prima_ray.knowledge.passages import find_quote, find_words
 from prima_ray.knowledge.support import LexicalSupport, Support
 
@@ -69,7 +70,20 @@ def ground(entry: Entry, chunks: Mapping[str, Chunk], support: Support | None = 
         return Grounded(silent, tuple(dropped))
     if tuple(kept) == entry.statements:
         return Grounded(entry, ())
-    return Grounded(entry.model_copy(update={"statements": tuple(kept)}), tuple(dropped))
+    changed: dict[str, object] = {"statements": tuple(kept)}
+    if dropped:
+        changed["summary"] = _summary(entry, kept, chunks, num_dropped=len(dropped))
+    return Grounded(entry.model_copy(update=changed), tuple(dropped))
+
+
+def _summary(entry: Entry, kept: Sequence[Statement], chunks: Mapping[str, Chunk], *, num_dropped: int) -> str:
+    said = EFFECT_IN_WORDS[entry.direction]
+    sources = {chunks[quote.chunk_id].doc_id for statement in kept for quote in statement.quotes}
+    return (
+        f"{said[0].upper()}{said[1:]} ({entry.strength}; {counted(len(sources), 'source')}; "
+        f"{counted(num_dropped, 'statement')} without support left out). "
+        f"“{kept[0].text}” [{kept[0].quotes[0].chunk_id}]"
+    )
 
 
 def _standing(statement: Statement, chunks: Mapping[str, Chunk], support: Support) -> Statement:

@@ -30,6 +30,12 @@ def plain_terms(factor: str, vocabulary: Vocabulary) -> list[str]:
     return list(dict.fromkeys((described.phrase, *(term for term in described.terms if not _PATTERN.search(term)))))
 
 
+def pair_queries(factor: str, diagnosis: str, config: PassagesConfig, vocabulary: Vocabulary) -> list[str]:
+    """What the index is asked about a pair."""
+    wordings = plain_terms(factor, vocabulary)[: config.max_queries]
+    return [f"{wording} {vocabulary.phrases[diagnosis]}" for wording in wordings]
+
+
 def ask(
     factor: str,
     diagnosis: str,
@@ -46,8 +52,7 @@ def ask(
     """
     sources = tuple(allow) if allow is not None else None
     answers = []
-    for wording in plain_terms(factor, vocabulary)[: config.max_queries]:
-        query = f"{wording} {vocabulary.phrases[diagnosis]}"
+    for query in pair_queries(factor, diagnosis, config, vocabulary):
         hits = retriever.search(query, k=config.passages, sources=sources)
         # An index that disregards `sources` must not let a text in that nobody vouched for.
         answers.append([hit for hit in hits if sources is None or hit.chunk.source in sources])

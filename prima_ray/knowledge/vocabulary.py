@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from prima_ray.data.description import DataSetConfig
 from prima_ray.knowledge.chunks import Chunk
+from prima_ray.knowledge.entries import Pair
 from prima_ray.knowledge.factors import FactorConfig, VocabularyConfig
 from prima_ray.knowledge.mentions import Span, Terms, compile_terms, overlaps
 from prima_ray.knowledge.sentences import Sentence, split_passage
@@ -84,6 +85,11 @@ class Vocabulary:
         self._unspecific = compile_terms(config.unspecific)
         self._passages: dict[str, Passage] = {}
         self._mentions: dict[str, tuple[Mentions, Mentions]] = {}
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All of them, factor by factor."""
+        return [(factor, diagnosis) for factor in self.factors for diagnosis in self.phrases]
 
     def read(self, chunk: Chunk) -> Passage:
         """Split a chunk and look up what it is about; remembered, since many pairs are asked of the same chunks."""

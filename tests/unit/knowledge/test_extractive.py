@@ -7,7 +7,7 @@ import pytest
 from prima_ray.config import validate_config
 from prima_ray.knowledge.extractive import NO_EVIDENCE, ExtractiveConfig, write_entries
 from prima_ray.knowledge.grounding import ground
-from prima_ray.knowledge.pair_passages import retrieve
+from prima_ray.knowledge.pair_passages import pair_queries, retrieve
 from tests.unit.knowledge.writing import Shelf, chunk, vocabulary, written
 
 YES = chunk("Dust raises the risk of asthma.", doc="a")
@@ -90,6 +90,23 @@ def test_statements_are_few_and_the_best_come_first() -> None:
     assert [item.quotes[0].chunk_id for item in entry.statements] == [YES.chunk_id, heading.chunk_id, hedge.chunk_id]
 
 
+def test_statements_come_from_as_many_sources_as_there_are() -> None:
+    wordy = chunk(
+        "Dust causes asthma. Coal dust causes asthma. Asthma is caused by dust. Asthma is due to dust.", doc="a"
+    )
+    hedge, single = chunk("Dust may cause asthma.", doc="b"), chunk("A study found that dust causes asthma.", doc="c")
+    entry = written("dust", "ASTHMA", wordy, hedge, single, max_statements=4)
+    sources = {item.chunk_id: item.doc_id for item in (wordy, hedge, single)}
+    assert [sources[item.quotes[0].chunk_id] for item in entry.statements] == ["a", "b", "c", "a"]
+    # On both sides of divided evidence.
+    against = chunk("Dust lowers the risk of asthma. Dust protects from asthma. Dust prevents asthma.", doc="d")
+    protects = chunk("Coal dust lowers the risk of asthma, one may say.", doc="e")
+    entry = written("dust", "ASTHMA", wordy, YES_TOO, against, protects, max_statements=5)
+    sources |= {item.chunk_id: item.doc_id for item in (YES_TOO, against, protects)}
+    assert entry.direction == "none"
+    assert {sources[item.quotes[0].chunk_id] for item in entry.statements[:4]} == {"a", "b", "d", "e"}
+
+
 def test_the_order_in_which_passages_are_found_decides_nothing() -> None:
     chunks = [YES, YES_TOO, NO, OPEN, chunk("Dust may cause asthma.", doc="e")]
     first = written("dust", "ASTHMA", *chunks)
@@ -102,6 +119,7 @@ def test_queries_name_the_factor_in_its_words_and_the_diagnosis() -> None:
     words = vocabulary()
     retrieve("dust", "COLD", ExtractiveConfig(max_queries=2, passages=7), words, shelf, allow=["here"])
     retrieve("wheeze", "COLD", ExtractiveConfig(), words, shelf)
+    assert pair_queries("dust", "COLD", ExtractiveConfig(max_queries=1), words) == ["dust at work common cold"]
     assert shelf.queries == [
         ("dust at work common cold", 7, ("here",)),
         ("coal dust common cold", 7, ("here",)),

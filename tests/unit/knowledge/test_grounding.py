@@ -89,6 +89,7 @@ def test_a_quote_gets_the_letters_of_its_passage() -> None:
         {CHUNK.chunk_id: CHUNK},
     )
     quote = found.entry.statements[0].quotes[0].quote
+    assert found.entry.summary == "So it is."
     assert quote == "the “fine” dust \u2013 40 µg \u2013 raises the  risk\nof croup"
     assert citation_problem(found.entry, {CHUNK.chunk_id: CHUNK}) is None
 
@@ -138,6 +139,11 @@ def test_an_entry_that_keeps_a_statement_keeps_its_direction() -> None:
     assert found.entry.direction == "raises"
     assert [item.text for item in found.entry.statements] == ["It raises the risk of croup."]
     assert len(found.dropped) == 1
+    # What the summary said may have rested on what was dropped.
+    assert found.entry.summary == (
+        "Raises the risk (weak; 1 source; 1 statement without support left out). "
+        f"“It raises the risk of croup.” [{CHUNK.chunk_id}]"
+    )
 
 
 def test_another_scorer_with_a_threshold_of_its_own() -> None:
