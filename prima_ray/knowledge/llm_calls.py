@@ -1,7 +1,8 @@
 """Calls of a language model: none twice, not too many at once, tried again where that helps, counted.
 
 An answer is a file in the cache as soon as it is there, named by a hash of the model's identity and the messages. A job
-that was killed finds it, and so does one with another writer's config, another address or more threads.
+that was killed finds it, and so does one with another writer's config, another address or more threads. Answers that
+came to nothing are dropped: the next run asks anew.
 """
 
 from __future__ import annotations
@@ -107,6 +108,10 @@ class CallCache:
         }
         write_json(self._path(key), record)
 
+    def drop(self, key: str) -> None:
+        """Keep an answer no longer."""
+        self._path(key).unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"
 
@@ -150,8 +155,7 @@ class Caller:
             UnansweredError: the call failed as often as it may.
             StoppedError: after `stop`.
         """
-        identity = self._model.identity
-        key = hash_json([CACHE_VERSION, identity, [dict(item) for item in messages]])
+        key = self._key(messages)
         kept = self._cache.get(key) if self._cache else None
         if kept is not None:
             with self._lock:
@@ -166,8 +170,16 @@ class Caller:
             self.stop()
             raise
         if self._cache:
-            self._cache.put(key, reply, model=identity, where=self._model.where, note=note)
+            self._cache.put(key, reply, model=self._model.identity, where=self._model.where, note=note)
         return reply
+
+    def forget(self, messages: Sequence[Message]) -> None:
+        """Do not keep the answer: it was of no use."""
+        if self._cache:
+            self._cache.drop(self._key(messages))
+
+    def _key(self, messages: Sequence[Message]) -> str:
+        return hash_json([CACHE_VERSION, self._model.identity, [dict(item) for item in messages]])
 
     def _ask(self, messages: Sequence[Message]) -> Reply:
         estimate = sum(self._model.count_tokens(item["content"]) for item in messages) + self._model.max_tokens

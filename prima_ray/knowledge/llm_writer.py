@@ -15,7 +15,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from prima_ray.base import PrimaError
-from prima_ray.knowledge.chat_model import ChatModel, RefusedError
+from prima_ray.knowledge.chat_model import ChatModel, Message, RefusedError
 from prima_ray.knowledge.entries import Entry, Failure, FailureReason, Pair
 from prima_ray.knowledge.extractive import NO_EVIDENCE
 from prima_ray.knowledge.llm import LlmConfig
@@ -145,6 +145,7 @@ class LlmWriter:
             factor, diagnosis, shown, self._vocabulary, schema=self._schema, num=self._config.max_statements
         )
         messages, attempts = first, self._config.max_attempts
+        asked: list[list[Message]] = []
         reason: FailureReason = "malformed"
         mistake, said = "", None
         for attempt in range(1, attempts + 1):
@@ -154,6 +155,7 @@ class LlmWriter:
             except (RefusedError, UnansweredError) as error:
                 reason = "refused" if isinstance(error, RefusedError) else "unanswered"
                 return Failure(factor, diagnosis, reason, str(error), attempt - 1, said)
+            asked.append(messages)
             said = reply.text[:_MAX_ANSWER]
             checked = check(
                 reply.text, factor, diagnosis, shown, self._vocabulary, max_statements=self._config.max_statements
@@ -164,6 +166,8 @@ class LlmWriter:
             if reply.finish_reason == "length":
                 mistake = f"it was cut off after {self._model.max_tokens} tokens; write less. {mistake}"
             messages = with_mistake(first, reply.text, mistake, attempt=attempt)
+        for item in asked:
+            self._caller.forget(item)
         return Failure(factor, diagnosis, reason, mistake, attempts, said)
 
     def _fitting(self, factor: str, diagnosis: str, found: Sequence[Shown]) -> list[Shown]:

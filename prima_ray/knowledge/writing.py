@@ -14,6 +14,7 @@ from pydantic import Field
 from prima_ray.knowledge.entries import Entry, Failure, Pair
 from prima_ray.knowledge.extractive import ExtractiveConfig, ExtractiveWriter
 from prima_ray.knowledge.llm_calls import Usage
+from prima_ray.knowledge.llm_endpoint import OpenAiLikeConfig
 from prima_ray.knowledge.llm_writer import LlmWriter, LlmWriterConfig
 from prima_ray.knowledge.retrieval import Retriever
 from prima_ray.knowledge.vocabulary import Vocabulary
@@ -38,6 +39,16 @@ class Writer(Protocol):
             progress: is told the pairs that are done since it was last told.
         """
         ...
+
+
+def check_writer(config: WriterConfig) -> None:
+    """What can be told before there is an index: that an endpoint's client is installed and its key is set.
+
+    Raises:
+        PrimaError: one of them is not.
+    """
+    if isinstance(config, LlmWriterConfig) and isinstance(config.llm, OpenAiLikeConfig):
+        config.llm.load()
 
 
 def make_writer(

@@ -1,7 +1,8 @@
 """Corpus: literature -> what it says of every risk factor and diagnosis, with the words that it rests on.
 
 Run again, it goes on where it stopped, and takes in what was added to the literature: documents that are in the index
-are not embedded again, entries are written anew, and decisions about those that have not changed stay.
+are not embedded again, entries are written anew, and decisions about those that have not changed stay. What a language
+model answered is kept in `calls`, so that no call is made twice.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ from prima_ray.knowledge.corpus import CORPUS, cited_chunks, read_corpus, write_
 from prima_ray.knowledge.documents import QUARANTINE_SCHEMA
 from prima_ray.knowledge.embedding import Embedder
 from prima_ray.knowledge.embedding_ray import RayActors
-from prima_ray.knowledge.entries import Entry
-from prima_ray.knowledge.extractive import ExtractiveConfig, write_entry
+from prima_ray.knowledge.entries import Entry, Failure, Pair
+from prima_ray.knowledge.extractive import ExtractiveConfig
 from prima_ray.knowledge.factors import VocabularyConfig, check_vocabulary
 from prima_ray.knowledge.grounding import Dropped, ground
 from prima_ray.knowledge.index import Index, IndexConfig
 from prima_ray.knowledge.indexing import IndexReport, run_here, update_index
 from prima_ray.knowledge.literature import LiteratureConfig, Reading, read_literature
-from prima_ray.knowledge.retrievers import RetrievalConfig, make_retriever
+from prima_ray.knowledge.llm_calls import Usage
+from prima_ray.knowledge.pair_passages import pair_queries
+from prima_ray.knowledge.retrievers import RetrievalConfig, make_retriever, prepare
 from prima_ray.knowledge.support import LexicalConfig, SupportConfig, make_support
 from prima_ray.knowledge.vetting import read_log, resolve
 from prima_ray.knowledge.vocabulary import Vocabulary
+from prima_ray.knowledge.writing import WriterConfig, check_writer, make_writer
 from prima_ray.stages.rundir import RECORD, RunDir, finish_run, open_run
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
@@ -49,7 +53,15 @@ _log = logging.getLogger(__name__)
 INDEX_FOLDER = "index"
 QUARANTINE = "quarantine.parquet"
 DROPPED = "dropped.jsonl"
-EXECUTION_KEYS = frozenset({"context", "embedding"})
+FAILURES = "failures.jsonl"
+CALLS_FOLDER = "calls"
+EXECUTION_KEYS = frozenset(
+    {"context", "embedding", "max_failures", "writer.calls"}
+    | {
+        f"writer.llm.{key}"
+        for key in ("api_base", "api_key_env", "timeout_s", "prompt_price", "completion_price", "device")
+    }
+)
 
 
 class EmbeddingConfig(StrictConfig):
@@ -73,7 +85,9 @@ class CorpusConfig(StrictConfig):
     literature: LiteratureConfig
     index: IndexConfig = IndexConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
-    writer: ExtractiveConfig = ExtractiveConfig()
+    writer: WriterConfig = ExtractiveConfig()
+    max_failures: int = Field(default=0, ge=0)
+    """Pairs on which the writer may come to no entry; with more the run is not finished."""
     support: SupportConfig = LexicalConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     context: RayFirstContextConfig = RayContextConfig()
@@ -89,6 +103,9 @@ class _Report:
     entries: dict[str, int] = field(default_factory=dict)
     sources_cited: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    usage: dict[str, int | float | None] | None = None
+    """What a language model was asked; None where there is none."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -98,14 +115,25 @@ class _Report:
         self.seconds[name] = round(time.perf_counter() - started, 1)
 
 
+@dataclass
+class _Written:
+    """What became of the pairs, in their order."""
+
+    entries: list[Entry] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    usage: Usage | None = None
+
+
 def run(config: CorpusConfig) -> Path:
     """Make the corpus, or bring it up to date; returns its folder.
 
     Raises:
-        PrimaError: a mistake in the config, its inputs or the literature.
+        PrimaError: a mistake in the config, its inputs or the literature; or more pairs than `max_failures` failed.
     """
     if is_uri(config.out):
         raise PrimaError("a corpus is a folder on a disk", where=config.out, mend="Name one that all nodes can read.")
+    check_writer(config.writer)
     data_set, words = _read_descriptions(config)
     reading = read_literature(config.literature)
     run_dir = open_run(config, out=config.out, stage="corpus", execution_keys=EXECUTION_KEYS)
@@ -118,17 +146,30 @@ def run(config: CorpusConfig) -> Path:
         "factors": hash_json(words.model_dump(mode="json")),
         "data_set": hash_json(data_set.model_dump(mode="json")),
     }
-    if run_dir.finished and (run_dir.path / CORPUS).exists() and _made_of(run_dir) == made_of:
+    if _is_done(run_dir, made_of, max_failures=config.max_failures):
         _log.info("%s: already finished, nothing to do", run_dir.path)
         return run_dir.path
     _write_quarantine(run_dir.path, reading)
     with report.timed("write"):
-        entries, dropped = _write_entries(config, Vocabulary(words, data_set), index, embedder)
-    _save(run_dir.path, entries, index, words=words, data_set=data_set)
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in dropped]
-    write_atomic(run_dir.path / DROPPED, "".join(lines))
-    report.dropped = dict(Counter(item.reason for item in dropped))
-    _finish(config, run_dir, report, made_of)
+        written = _write_entries(
+            config, Vocabulary(words, data_set), index, embedder, cache=run_dir.path / CALLS_FOLDER
+        )
+    # What it says is about the corpus that was there until now.
+    (run_dir.path / RECORD).unlink(missing_ok=True)
+    _save(run_dir.path, written, index, words=words, data_set=data_set)
+    _tell_entries(run_dir, report, written)
+    if len(written.failures) > config.max_failures:
+        raise _unfinished(run_dir.path, written)
+    finish_run(
+        run_dir,
+        seed=config.seed,
+        inputs={},
+        extra={
+            "made_of": made_of,
+            "failed_pairs": len(written.failures),
+            "literature": config.literature.model_dump(mode="json"),
+        },
+    )
     return run_dir.path
 
 
@@ -194,8 +235,12 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _made_of(run_dir: RunDir) -> Any:
-    return read_json(run_dir.path / RECORD).get("made_of")
+def _is_done(run_dir: RunDir, made_of: Mapping[str, str], *, max_failures: int) -> bool:
+    if not run_dir.finished or not (run_dir.path / CORPUS).exists():
+        return False
+    record: dict[str, Any] = read_json(run_dir.path / RECORD)
+    failed: int = record.get("failed_pairs", 0)
+    return record.get("made_of") == made_of and failed <= max_failures
 
 
 def _write_quarantine(folder: Path, reading: Reading) -> None:
@@ -206,28 +251,34 @@ def _write_quarantine(folder: Path, reading: Reading) -> None:
 
 
 def _write_entries(
-    config: CorpusConfig, vocabulary: Vocabulary, index: Index, embedder: Embedder
-) -> tuple[list[Entry], list[Dropped]]:
+    config: CorpusConfig, vocabulary: Vocabulary, index: Index, embedder: Embedder, *, cache: Path
+) -> _Written:
     from tqdm import tqdm
 
     retriever = make_retriever(config.retrieval, index, embedder)
     support = make_support(config.support, embedder)
     chunks = {chunk.chunk_id: chunk for chunk in index.chunks()}
-    pairs = [(factor, diagnosis) for factor in vocabulary.factors for diagnosis in vocabulary.phrases]
-    entries: list[Entry] = []
-    dropped: list[Dropped] = []
-    for factor, diagnosis in tqdm(pairs, desc="corpus: entries", unit="entry", file=sys.stderr, mininterval=1.0):
-        written = write_entry(factor, diagnosis, config.writer, vocabulary, retriever, allow=config.literature.allow)
-        grounded = ground(written, chunks, support)
-        entries.append(grounded.entry)
-        dropped += grounded.dropped
-    return entries, dropped
+    writer = make_writer(config.writer, vocabulary, retriever, allow=config.literature.allow, cache=cache)
+    pairs = vocabulary.pairs
+    prepare(retriever, [query for pair in pairs for query in pair_queries(*pair, config.writer, vocabulary)])
+    found: dict[Pair, Entry | Failure] = {}
+    with tqdm(total=len(pairs), desc="corpus: entries", unit="entry", file=sys.stderr, mininterval=1.0) as bar:
+        for item in writer.write(pairs, progress=bar.update):
+            found[item.factor, item.diagnosis] = item
+    written = _Written(usage=writer.usage)
+    for pair in pairs:
+        item = found[pair]
+        if isinstance(item, Failure):
+            written.failures.append(item)
+            continue
+        grounded = ground(item, chunks, support)
+        written.entries.append(grounded.entry)
+        written.dropped += grounded.dropped
+    return written
 
 
-def _save(
-    folder: Path, entries: list[Entry], index: Index, *, words: VocabularyConfig, data_set: DataSetConfig
-) -> None:
-    cited = {name for entry in entries for name in cited_chunks(entry)}
+def _save(folder: Path, written: _Written, index: Index, *, words: VocabularyConfig, data_set: DataSetConfig) -> None:
+    cited = {name for entry in written.entries for name in cited_chunks(entry)}
     # What a person's edit cites stays at hand, also where the entry as it is written now does not cite it.
     cited |= {
         name for decision in read_log(folder).decisions if decision.edited for name in cited_chunks(decision.edited)
@@ -235,26 +286,26 @@ def _save(
     chunks: list[Chunk] = [chunk for chunk in index.chunks() if chunk.chunk_id in cited]
     write_corpus(
         folder,
-        entries,
+        written.entries,
         sorted(chunks, key=lambda chunk: chunk.chunk_id),
         factors=words.factors,
         diagnoses={item.name: item.phrase for item in data_set.classes},
     )
+    for name, items in ((DROPPED, written.dropped), (FAILURES, written.failures)):
+        lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
+        write_atomic(folder / name, "".join(lines))
 
 
-def _finish(config: CorpusConfig, run_dir: RunDir, report: _Report, made_of: Mapping[str, str]) -> None:
+def _tell_entries(run_dir: RunDir, report: _Report, written: _Written) -> None:
     corpus = read_corpus(run_dir.path)
     vetting = resolve(corpus, read_log(run_dir.path))
     book = write_book(corpus, vetting)
     report.entries = dict(Counter(entry.direction for entry in corpus.entries))
     report.sources_cited = len({chunk.doc_id for chunk in corpus.chunks.values()})
+    report.dropped = dict(Counter(item.reason for item in written.dropped))
+    report.failures = dict(Counter(item.reason for item in written.failures))
+    report.usage = written.usage.as_dict() if written.usage else None
     write_json(run_dir.path / "metrics.json", {"stage": "corpus", **asdict(report)})
-    finish_run(
-        run_dir,
-        seed=config.seed,
-        inputs={},
-        extra={"made_of": dict(made_of), "literature": config.literature.model_dump(mode="json")},
-    )
     reopened = sum(item.reopened is not None for item in vetting.entries.values())
     open_ = sum(item.entry.status == "proposed" for item in vetting.entries.values())
     _log.info(
@@ -265,6 +316,41 @@ def _finish(config: CorpusConfig, run_dir: RunDir, report: _Report, made_of: Map
     )
     if report.dropped:
         _log.info("corpus: statements dropped: %s (%s)", _counts(report.dropped), DROPPED)
+    if written.failures:
+        _log.warning(
+            "corpus: %d pairs have no entry, since their writing failed: %s (%s)",
+            len(written.failures),
+            _counts(report.failures),
+            FAILURES,
+        )
+    if written.usage:
+        _log.info("corpus: language model: %s", _usage(written.usage))
     _log.info("corpus: %d entries wait for a decision%s", open_, f", {reopened} of them again" if reopened else "")
     _log.info("corpus: seconds: %s", ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items()))
     _log.info("corpus: read it: %s\ncorpus: vet it: prima vet %s", book, run_dir.path)
+
+
+def _usage(usage: Usage) -> str:
+    told = [
+        f"{usage.calls} calls",
+        f"{usage.cached_calls} answers from earlier runs",
+        f"{usage.retries} retries",
+        f"{usage.prompt_tokens} tokens of prompts and {usage.completion_tokens} of answers",
+    ]
+    if usage.uncounted_calls:
+        told.append(f"{usage.uncounted_calls} calls of which the endpoint told no tokens")
+    if usage.cost is not None:
+        told.append(f"cost {usage.cost:.4g}")
+    return ", ".join(told)
+
+
+def _unfinished(folder: Path, written: _Written) -> PrimaError:
+    failed = len(written.failures)
+    return PrimaError(
+        f"{failed} of {failed + len(written.entries)} pairs failed "
+        f"({_counts(Counter(item.reason for item in written.failures))}); the corpus is written without them, "
+        "and the run is not finished",
+        where=folder / FAILURES,
+        mend="Run the same command again: these pairs alone are asked anew. "
+        f"To do without them, set max_failures={failed}.",
+    )

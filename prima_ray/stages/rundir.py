@@ -60,7 +60,8 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
     """Make the folder, or take up the one that is there.
 
     Args:
-        execution_keys: top-level keys that say where and how fast, not what: they may differ on resume.
+        execution_keys: keys (`context`, `writer.calls`) that say where and how fast, not what: they and all below them
+            may differ on resume.
 
     Raises:
         PrimaError: the folder holds something else, or a run of another config.
@@ -81,7 +82,7 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
             "`out` exists and is no run directory (it has no config.yaml)", where=path, mend="Choose another `out`."
         )
     found = read_yaml(path / CONFIG)
-    differing = [key for key in _differing(found, wanted) if key.split(".")[0] not in execution_keys]
+    differing = [key for key in _differing(found, wanted) if not _is_below(key, execution_keys)]
     if differing:
         shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
         raise PrimaError(
@@ -101,6 +102,11 @@ def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
             for item in _differing(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else str(key))
         ]
     return [] if found == wanted else [prefix]
+
+
+def _is_below(key: str, above: frozenset[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:depth]) in above for depth in range(1, len(parts) + 1))
 
 
 def finish_run(

@@ -101,10 +101,10 @@ def test_garbage_is_retried_and_then_recorded(folder: Path, tmp_path: Path) -> N
         assert "it was cut off after 16 tokens; write less. it is" in item.detail
         assert item.answer
     assert (writer.usage.calls, writer.usage.completion_tokens) == (4, 64)
-    # What was answered is kept: the same again, without a call.
+    # Answers that came to nothing are not kept: it is asked again, and says the same.
     again = LlmWriter.load(config, vocabulary(), shelf, cache=tmp_path)
     assert sorted(again.write(pairs), key=repr) == sorted(written, key=repr)
-    assert (again.usage.calls, again.usage.cached_calls) == (0, 4)
+    assert (again.usage.calls, list(tmp_path.rglob("*.json"))) == (4, [])
 
 
 def test_a_prompt_that_is_too_long_is_refused(folder: Path) -> None:

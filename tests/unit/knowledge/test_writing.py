@@ -13,7 +13,7 @@ from prima_ray.config import validate_config
 from prima_ray.knowledge.entries import Entry
 from prima_ray.knowledge.extractive import ExtractiveConfig, write_entry
 from prima_ray.knowledge.llm_writer import LlmWriterConfig
-from prima_ray.knowledge.writing import WriterConfig, make_writer
+from prima_ray.knowledge.writing import WriterConfig, check_writer, make_writer
 from tests.unit.knowledge.writing import Shelf, chunk, vocabulary
 
 SHELF = (chunk("Dust raises the risk of asthma."), chunk("Dust lowers the risk of croup.", doc="b", source="elsewhere"))
@@ -45,11 +45,12 @@ def test_what_is_missing_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "llama_index.llms.openai_like", None)
     raw = {"kind": "llm", "llm": {"kind": "openai_like", "api_base": "http://127.0.0.1:1/v1", "model": "m"}}
     config = validate_config(LlmWriterConfig, raw, where="corpus.yaml")
-    with pytest.raises(PrimaError) as caught:
-        make_writer(config, vocabulary(), Shelf())
-    assert str(caught.value) == (
-        "llama-index-llms-openai-like is not installed\n  Install prima-ray[llm], or take another model."
-    )
+    for load in (lambda: check_writer(config), lambda: make_writer(config, vocabulary(), Shelf())):
+        with pytest.raises(PrimaError) as caught:
+            load()
+        assert str(caught.value) == (
+            "llama-index-llms-openai-like is not installed\n  Install prima-ray[llm], or take another model."
+        )
 
 
 def test_the_writer_with_one(tmp_path: Path) -> None:

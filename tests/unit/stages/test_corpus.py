@@ -14,6 +14,7 @@ from prima_ray.base import PrimaError
 from prima_ray.cli import main
 from prima_ray.config import load_config
 from prima_ray.knowledge.corpus import read_corpus
+from prima_ray.knowledge.embedding import Embedder
 from prima_ray.knowledge.vetting import Verdict, append, read_log, resolve
 from prima_ray.stages import corpus
 from prima_ray.stages.corpus import CorpusConfig
@@ -81,7 +82,7 @@ def test_what_lies_in_the_folder(made: Path):
     names = {path.name for path in (made / "corpus").iterdir()}
     assert names >= {
         "config.yaml", "corpus.json", "corpus.jsonl", "corpus.parquet", "chunks.parquet", "book.html",
-        "quarantine.parquet", "dropped.jsonl", "metrics.json", "run.json", "index",
+        "quarantine.parquet", "dropped.jsonl", "failures.jsonl", "metrics.json", "run.json", "index",
     }  # fmt: skip
     assert set(pq.read_schema(made / "corpus" / "chunks.parquet").names) >= {
         "chunk_id", "doc_id", "text", "url", "source",
@@ -93,6 +94,22 @@ def test_what_lies_in_the_folder(made: Path):
     record = json.loads((made / "corpus" / "run.json").read_text())
     assert (record["stage"], record["unvetted"]) == ("corpus", False)
     assert set(record["outputs"]) == {"corpus.json", "corpus.jsonl", "corpus.parquet", "chunks.parquet"}
+
+
+def test_queries_are_embedded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    whole = Embedder.embed
+
+    def counted(self: Embedder, texts: Any) -> Any:
+        listed = list(texts)
+        asked.append(len(listed))
+        return whole(self, listed)
+
+    monkeypatch.setattr(Embedder, "embed", counted)
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    corpus.run(config(tmp_path))
+    assert len(asked) == 2  # the passages, the queries
+    assert asked[1] > 36
 
 
 def test_the_same_again_does_nothing(made: Path, caplog: pytest.LogCaptureFixture):

@@ -34,8 +34,11 @@ def test_the_same_config_takes_the_run_up_and_another_is_refused(tmp_path: Path)
     finish_run(run, seed=0, inputs={})
     assert open_run(Config(), out=out, stage="align").finished
     assert open_run(Config(num_workers=2), out=out, stage="align", execution_keys=frozenset({"num_workers"})).finished
+    faster = Config(optimizer=Inner(lr=2.0))
+    assert open_run(faster, out=out, stage="align", execution_keys=frozenset({"optimizer.lr"})).finished
+    assert open_run(faster, out=out, stage="align", execution_keys=frozenset({"optimizer"})).finished
     with pytest.raises(PrimaError) as caught:
-        open_run(Config(optimizer=Inner(lr=2.0)), out=out, stage="align")
+        open_run(faster, out=out, stage="align", execution_keys=frozenset({"lr", "optimizer.l"}))
     assert str(caught.value) == (
         f"{out}: `out` holds a run of another config; it differs in optimizer.lr\n"
         "  Choose another `out`, or delete the folder if the run is not needed."
