@@ -7,6 +7,8 @@ and every trained model keeps one beside its weights.
 from __future__ import annotations
 
 import math
+import unicodedata
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -154,7 +156,8 @@ class DataSetConfig(StrictConfig):
     missing: tuple[str, ...] = ("", "NA", "N/A", "nan", "None", "null", "UNK", "unknown")
     """Spellings that mean "not recorded" in every column (case is ignored)."""
     leaks: tuple[str, ...] = ()
-    """Columns that give the label away: never an attribute, under this or another name."""
+    """Columns that give the label away: never an attribute, under this or another name. Case and outer or repeated
+    blanks are ignored."""
     blocks: tuple[BlockConfig, ...] = ()
 
     @model_validator(mode="after")
@@ -171,8 +174,9 @@ class DataSetConfig(StrictConfig):
             for name in block.attributes:
                 if name not in names:
                     raise ValueError(f"block {block.name!r} names the unknown attribute {name!r}")
+        leaks = {fold_column(name) for name in self.leaks}
         for item in self.attributes:
-            if {item.name, item.table_column} & set(self.leaks):
+            if {fold_column(item.name), fold_column(item.table_column)} & leaks:
                 raise ValueError(
                     f"attribute {item.name!r} reads the column {item.table_column!r}, which `leaks` says gives the "
                     "label away; remove it from the attributes"
@@ -191,6 +195,17 @@ class DataSetConfig(StrictConfig):
     def block_attributes(self) -> frozenset[str]:
         """Every attribute of every block."""
         return frozenset(name for block in self.blocks for name in block.attributes)
+
+
+def fold_column(name: str) -> str:
+    """What two column names share that differ in case or blanks alone."""
+    return " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+
+
+def leak_columns(leaks: Iterable[str], columns: Iterable[str]) -> list[str]:
+    """The columns that `leaks` names."""
+    folded = {fold_column(leak) for leak in leaks}
+    return [column for column in columns if fold_column(column) in folded]
 
 
 def _unique(what: str, names: list[str]) -> None:

@@ -6,15 +6,23 @@ Nothing is decoded before its size is known, and only JPEG and PNG are opened at
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from prima_ray.data.rejection import RecordRejected
 
 FORMATS = ("JPEG", "PNG")
 MAX_PIXELS = 50_000_000
+_JFIF, _ADOBE = b"JFIF\0", b"Adobe"
+_APP0, _APP14, _COMMENT, _START_OF_SCAN, _END = 0xE0, 0xEE, 0xFE, 0xDA, 0xD9
+_DECODING = frozenset({0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, _START_OF_SCAN})
+"""JPEG segments without which there is no picture: frames, Huffman and quantisation tables, restarts, scans."""
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 _EIGHT_OF_SIXTEEN = np.round(np.arange(65536) / 257).astype(np.uint8)
 
 
@@ -46,7 +54,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int |
             image.draft(image.mode, (max(1, int(width * scale)), max(1, int(height * scale))))
     try:
         image.load()
-        image = _to_rgb(_upright(image))
+        image = _to_rgb(_to_srgb(_upright(image)))
     except Exception as error:
         # PIL's parsers raise whatever a broken file makes of their assumptions: struct.error, KeyError, zlib.error.
         raise ImageRejected("truncated_image", str(error) or type(error).__name__) from None
@@ -83,6 +91,27 @@ def _upright(image: Image.Image) -> Image.Image:
             return image
 
 
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """The colours of another profile, Display P3 say, as sRGB, which is what a picture without a profile is."""
+    profile = image.info.get("icc_profile")
+    if image.mode != "RGB" or not profile or is_srgb(profile):
+        return image
+    try:
+        converted = ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB"))
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        # A damaged profile says nothing about colours.
+        return image
+    return converted or image
+
+
+def is_srgb(profile: bytes) -> bool:
+    """True for a colour profile that calls itself sRGB."""
+    try:
+        return "sRGB" in ImageCms.getProfileDescription(io.BytesIO(profile))
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return False
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
@@ -105,3 +134,57 @@ def encode_image(image: Image.Image, *, max_side: int | None, quality: int) -> t
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue(), image.width, image.height
+
+
+def bare_jpeg(data: bytes) -> bytes | None:
+    """A JPEG's coded picture as it is, without application segments, comments, or bytes after its end.
+
+    Of the application segments those stay that say how to read the colours: JFIF, without its thumbnail, and Adobe.
+
+    Returns:
+        None where the file is unusual; its picture must then be encoded anew.
+    """
+    try:
+        return b"".join(_bare_segments(data))
+    except _UnusualJpegError:
+        return None
+
+
+class _UnusualJpegError(ValueError):
+    pass
+
+
+def _bare_segments(data: bytes) -> Iterator[bytes]:
+    yield b"\xff\xd8"
+    seen: set[int] = set()
+    at = 2
+    while True:
+        found = _MARKER.match(data, at)
+        if found is None:
+            raise _UnusualJpegError
+        marker, at = found[1][0], found.end()
+        if marker == _END:
+            yield b"\xff\xd9"
+            return
+        body = data[at + 2 : at + int.from_bytes(data[at : at + 2])]
+        at += 2 + len(body)
+        if (marker, body[:5]) in ((_APP0, _JFIF), (_APP14, _ADOBE)):
+            # Of two a reader might follow either.
+            if marker in seen or len(body) < 12:
+                raise _UnusualJpegError
+            seen.add(marker)
+            yield _segment(marker, body[:12] + b"\0\0" if marker == _APP0 else body[:12])
+        elif marker in _DECODING:
+            yield _segment(marker, body)
+        elif not (_APP0 <= marker < _APP0 + 16 or marker == _COMMENT):
+            raise _UnusualJpegError
+        if marker == _START_OF_SCAN:
+            after = _AFTER_SCAN.search(data, at)
+            if after is None:
+                raise _UnusualJpegError
+            yield data[at : after.start()]
+            at = after.start()
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2) + body

@@ -23,7 +23,7 @@ from pyarrow import fs as pafs
 from pydantic import Field
 
 from prima_ray.base import StrictConfig, canonical_json, hash_json
-from prima_ray.data.images import FORMATS, MAX_PIXELS, ImageRejected, decode_image, encode_image
+from prima_ray.data.images import FORMATS, MAX_PIXELS, ImageRejected, bare_jpeg, decode_image, encode_image, is_srgb
 from prima_ray.data.near_duplicates import perceptual_hash
 from prima_ray.data.schema import SCHEMA_VERSION, SHARD_SCHEMA, ShardFile, join, open_filesystem
 from prima_ray.data.sources import Exam, Rejected
@@ -39,7 +39,7 @@ class ImagesConfig(StrictConfig):
     max_side: int | None = Field(default=1024, ge=16)
     """Longer photos are shrunk; `null` keeps every size."""
     quality: int = Field(default=92, ge=50, le=100)
-    """JPEG quality of photos that are written anew. RGB JPEGs with nothing but the picture keep their own bytes."""
+    """JPEG quality of photos that are written anew. A plain sRGB JPEG that fits keeps its coded picture."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """A photo with more is rejected before it is decoded."""
     max_bytes: int = Field(default=100_000_000, ge=1)
@@ -264,18 +264,20 @@ def read_photo(filesystem: pafs.FileSystem, path: str, config: ImagesConfig) -> 
         raise ImageRejected("unreadable_file", str(error)) from None
     image = decode_image(data, max_pixels=config.max_pixels, draft_side=config.max_side)
     value = perceptual_hash(image)
-    if _as_it_should_be(data, config):
-        return data, image.width, image.height, value
+    bare = bare_jpeg(data) if _as_it_should_be(data, config) else None
+    if bare is not None:
+        return bare, image.width, image.height, value
     return *encode_image(image, max_side=config.max_side, quality=config.quality), value
 
 
 def _as_it_should_be(data: bytes, config: ImagesConfig) -> bool:
-    """True for an RGB JPEG of a fitting size without EXIF and its like, which may hold a name, a place, a rotation."""
+    """True for an sRGB JPEG of a fitting size without EXIF and its like, which may hold a rotation or a picture."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as original:
         return (
             original.format == "JPEG"
             and original.mode == "RGB"
             and not _DESCRIPTIVE & set(original.info)
+            and ("icc_profile" not in original.info or is_srgb(original.info["icc_profile"]))
             and (config.max_side is None or max(original.size) <= config.max_side)
         )
 

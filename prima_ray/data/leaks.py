@@ -7,6 +7,7 @@ does: an attribute that copies a declared leak, recodes the label, or spells the
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ _MAX_CODES = 50
 """A recoding has few values; an identifier, which also tells everything, has many."""
 _MIN_EXAMS = 10
 """Fewer agree by chance."""
+_INFLECTIONS = (("oma", "oma(?:s|ta|tous)?"), ("us", "(?:us|uses|i)"), ("is", "(?:is|es)"), ("y", "(?:y|ies)"))
+"""How a word may end that ends so: melanomata, nevi, keratoses. Any other takes an s."""
 
 
 class LeaksConfig(StrictConfig):
@@ -269,13 +272,38 @@ def _share_naming(values: Sequence[str | None], labels: Sequence[str | None], da
     texts = [
         (text, label) for text, label in zip(values, labels, strict=True) if text is not None and label is not None
     ]
-    return sum(bool(patterns[label].search(text)) for text, label in texts) / len(texts) if texts else 0.0
+    return sum(bool(patterns[label].search(_folded(text))) for text, label in texts) / len(texts) if texts else 0.0
 
 
 def _naming(item: ClassConfig) -> re.Pattern[str]:
-    """Finds a class's name, phrase or synonyms as whole words; a plural is found, a space may be a hyphen."""
-    words = (r"[\s_-]+".join(map(re.escape, text.split())) for text in (item.name, item.phrase, *item.synonyms))
-    return re.compile("|".join(rf"(?<!\w){word}s?(?!\w)" for word in words), re.IGNORECASE)
+    """Finds a class's name, phrase or synonyms in a folded text: "mel" in "case_mel_7", not in "caramel"."""
+    spellings = filter(str.strip, map(_folded, (item.name, item.phrase, *item.synonyms)))
+    return re.compile("|".join(map(_spelling, spellings)))
+
+
+def _spelling(text: str) -> str:
+    """The pattern of one spelling: words may be inflected, and joined by anything but letters, or by nothing."""
+    # Letters end where a digit or underscore begins; of T1, the 1 must not go on as 10.
+    before, after = (r"[^\W\d_]" if mark.isalpha() else r"[^\W_]" for mark in (text[0], text[-1]))
+    words = [word for word in re.split(r"[\s_-]+(?=[^\W_])", text) if word]
+    return rf"(?<!{before})" + r"[\W_]*".join(map(_inflected, words)) + rf"(?!{after})"
+
+
+def _inflected(word: str) -> str:
+    # Short words are abbreviations, which have no Latin plurals.
+    for ending, pattern in _INFLECTIONS if len(word) > 4 else ():
+        if word.endswith(ending):
+            return re.escape(word.removesuffix(ending)) + pattern
+    return re.escape(word) + "s?"
+
+
+def _folded(text: str) -> str:
+    """The text without case, accents, wide forms, and the characters that do not show: a zero-width space, say."""
+    return "".join(
+        mark
+        for mark in unicodedata.normalize("NFKD", text).casefold()
+        if mark.isspace() or unicodedata.category(mark) not in ("Mn", "Cf", "Cc")
+    ).strip()
 
 
 def naming_texts(

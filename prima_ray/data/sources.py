@@ -7,7 +7,6 @@ this shape needs a YAML and no code; another format (DICOM, nested JSON) is a re
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from prima_ray.data.description import DataSetConfig
 from prima_ray.data.photo_folder import PhotoFile, PhotoFolder, list_photos
 from prima_ray.data.rejection import RecordRejected
 from prima_ray.data.tables import read_table
-
-_log = logging.getLogger(__name__)
 
 
 class ColumnsConfig(StrictConfig):
@@ -110,10 +107,7 @@ def read_source(source: SourceConfig, data_set: DataSetConfig) -> Intake:
         PrimaError: the table or folder cannot be read, or a column is missing.
     """
     wanted = wanted_columns(source.columns, data_set)
-    table = read_table(
-        source.table, wanted, optional=data_set.leaks, delimiter=source.delimiter, encoding=source.encoding
-    )
-    _warn_of_absent_leaks(table, data_set)
+    table = read_table(source.table, wanted, leaks=data_set.leaks, delimiter=source.delimiter, encoding=source.encoding)
     folder = list_photos(source.images, follow_links=source.follow_links)
     reader = _RowReader(source.columns, data_set, folder)
     number = 0
@@ -153,12 +147,6 @@ def wanted_columns(columns: ColumnsConfig, data_set: DataSetConfig) -> dict[str,
         **({"source.columns.label": columns.label} if columns.label else {}),
         **{f"data_set.attributes: {item.name}": item.table_column for item in data_set.attributes},
     }
-
-
-def _warn_of_absent_leaks(table: pa.Table, data_set: DataSetConfig) -> None:
-    for name in data_set.leaks:
-        if name not in table.column_names:
-            _log.warning("data_set.leaks: the table has no column %r, so copies of it cannot be found", name)
 
 
 @dataclass(frozen=True, slots=True)

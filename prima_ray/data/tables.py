@@ -6,6 +6,7 @@ Only the columns that are asked for are read, so that a Parquet table may hold p
 from __future__ import annotations
 
 import difflib
+import logging
 import posixpath
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +16,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError
+from prima_ray.data.description import fold_column, leak_columns
 from prima_ray.data.schema import open_filesystem
 
+_log = logging.getLogger(__name__)
 _PACKED = (".gz", ".bz2", ".zst", ".lz4")
 _PARQUET = (".parquet", ".pq")
 _FOREIGN = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".sqlite", ".db", ".sav", ".dta")
@@ -27,7 +30,7 @@ def read_table(
     path: str,
     wanted: Mapping[str, str],
     *,
-    optional: Sequence[str] = (),
+    leaks: Sequence[str] = (),
     delimiter: str | None = None,
     encoding: str = "utf8",
 ) -> pa.Table:
@@ -35,7 +38,7 @@ def read_table(
 
     Args:
         wanted: config key -> the column it names.
-        optional: columns that are read where the table has them.
+        leaks: columns that are read as well where the table has them, whatever their case and blanks.
         delimiter: None is a tab for ``.tsv`` and ``.tab``, else a comma.
 
     Raises:
@@ -66,8 +69,11 @@ def read_table(
             )
             with filesystem.open_input_stream(inner) as stream, pa_csv.open_csv(stream, options, header) as reader:
                 names = reader.schema.names
-        check_columns(names, wanted, where=path, delimited=suffix not in _PARQUET)
-        columns = list(dict.fromkeys([*wanted.values(), *(name for name in optional if name in names)]))
+        leaking = leak_columns(leaks, names)
+        declared = {f"data_set.leaks: {name}": name for name in leaking}
+        check_columns(names, {**wanted, **declared}, where=path, delimited=suffix not in _PARQUET)
+        _warn_of_absent(leaks, names)
+        columns = list(dict.fromkeys([*wanted.values(), *leaking]))
         if suffix in _PARQUET:
             with pq.ParquetFile(inner, filesystem=filesystem) as parquet:
                 table = parquet.read(columns=columns)
@@ -134,6 +140,15 @@ def check_columns(names: Sequence[str], wanted: Mapping[str, str], *, where: str
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"The table has {_short(', '.join(names), 400)}."
         raise PrimaError(f"the table has no column {name!r} ({key})", where=where, mend=hint)
+
+
+def _warn_of_absent(leaks: Sequence[str], names: Sequence[str]) -> None:
+    folded = {fold_column(name): name for name in names}
+    for leak in leaks:
+        if fold_column(leak) not in folded:
+            near = difflib.get_close_matches(fold_column(leak), folded, n=1, cutoff=0.5)
+            hint = f"; did you mean {folded[near[0]]!r}?" if near else ""
+            _log.warning("data_set.leaks: the table has no column %r, so copies of it cannot be found%s", leak, hint)
 
 
 def _short(text: str, limit: int = 80) -> str:

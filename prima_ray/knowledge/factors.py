@@ -22,6 +22,7 @@ from prima_ray.data.description import (
     NumericAttribute,
     OrdinalAttribute,
     TextAttribute,
+    leak_columns,
 )
 from prima_ray.knowledge.mentions import check_term
 
@@ -125,7 +126,7 @@ def check_vocabulary(config: VocabularyConfig, data_set: DataSetConfig, *, where
     for factor in config.factors:
         if factor.attribute is None:
             continue
-        if factor.attribute in data_set.leaks:
+        if leak_columns(data_set.leaks, [factor.attribute]):
             raise PrimaError(
                 f"factor {factor.key!r} is the column {factor.attribute!r}, which gives the label away", where=where
             )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prima_ray.base import PrimaError, StrictConfig, hash_file, write_atomic, write_json
-from prima_ray.data.description import DataSetConfig
+from prima_ray.data.description import DataSetConfig, leak_columns
 from prima_ray.data.ingest import MARKERS, ImagesConfig, ShardsConfig, WrittenPart, cut, write_parts, write_parts_here
 from prima_ray.data.leaks import (
     LeaksConfig,
@@ -85,6 +86,16 @@ class IngestConfig(StrictConfig):
     leaks: LeaksConfig = LeaksConfig()
     context: RayFirstContextConfig = RayContextConfig()
     """`local` writes in this process, which is quicker for small data sets: no cluster is started."""
+
+    @model_validator(mode="after")
+    def _accepted(self) -> Self:
+        names = self.data_set.attribute_names
+        for name in self.leaks.accept:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+                raise ValueError(f"leaks.accept: there is no attribute {name!r}; {hint}")
+        return self
 
 
 def run(config: IngestConfig) -> str:
@@ -178,8 +189,7 @@ def _check_leaks(config: IngestConfig, intake: Intake) -> None:
     first_rows = [exam.photos[0].row - 1 for exam in intake.exams]
     declared = {
         name: intake.table[name].take(pa.array(first_rows)).to_pylist()
-        for name in config.data_set.leaks
-        if name in intake.table.column_names
+        for name in leak_columns(config.data_set.leaks, intake.table.column_names)
     }
     refuse_planted_leaks(
         [exam.attributes for exam in intake.exams],

@@ -186,6 +186,11 @@ def test_descriptions_that_contradict_themselves(keys: dict[str, Any], text: str
             "attribute 'x' reads the column 'biopsed', which `leaks` says gives the label away; "
             "remove it from the attributes",
         ),
+        (
+            {"attributes": [AGE.model_copy(update={"column": "Biopsed "})], "leaks": ["biopsed"]},
+            "attribute 'x' reads the column 'Biopsed ', which `leaks` says gives the label away; "
+            "remove it from the attributes",
+        ),
         ({"blocks": [{"name": "b", "attributes": ["z"]}]}, "block 'b' names the unknown attribute 'z'"),
     ],
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
 from pyarrow import fs as pafs
 
 from prima_ray.data.images import ImageRejected
@@ -47,6 +48,11 @@ def kept(data: bytes, folder: Path, config: ImagesConfig | None = None) -> tuple
     path = folder / "photo"
     path.write_bytes(data)
     return read_photo(LOCAL, str(path), config or ImagesConfig())[:3]
+
+
+def pixels(data: bytes) -> NDArray[np.int16]:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image).astype(np.int16)
 
 
 def test_a_part_holds_its_exams_as_the_contract_says(tmp_path: Path):
@@ -110,6 +116,56 @@ def test_plain_photos_keep_their_bytes_and_others_are_written_anew(tmp_path: Pat
         with Image.open(io.BytesIO(new)) as image:
             assert (image.format, image.mode) == ("JPEG", "RGB")
         assert b"Jane Doe" not in new
+
+
+def planted(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2) + body
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_is_planted_around_the_picture_does_not_come_along(tmp_path: Path, progressive: bool):
+    plain = encoded(picture(1), progressive=progressive)
+    assert kept(plain, tmp_path)[0] == plain
+    name = b"Jane Doe"
+    thumbnail = planted(0xE0, b"JFIF\0\1\1\0\0\1\0\1\1\3" + name + b"\0")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    scan = plain.index(b"\xff\xda")
+    for data in (
+        plain + name,
+        plain + plain,
+        plain[:2] + thumbnail + plain[20:],
+        *(plain[:20] + planted(marker, name) + plain[20:] for marker in range(0xE1, 0xF0)),
+        plain[:20] + planted(0xE0, b"JFXX\0" + name) + plain[20:],
+        plain[:20] + planted(0xE2, b"ICC_PROFILE\0\1\1" + srgb + name) + plain[20:],
+        plain[:scan] + planted(0xED, name) + plain[scan:],
+    ):
+        assert kept(data, tmp_path)[0] == plain
+    # Read, but unusual: written anew.
+    for data in (
+        plain[:20] + planted(0xFE, name) + plain[20:],
+        plain[:20] + plain[2:20] + plain[20:],
+    ):
+        new = kept(data, tmp_path)[0]
+        assert new != plain
+        assert name not in new
+        assert np.abs(pixels(new) - pixels(plain)).max() < 40
+
+
+def test_the_colours_of_another_profile_become_srgb(tmp_path: Path):
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # The same profile under another name, with red and green colourants exchanged.
+    swapped = srgb.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be")).replace(b"sRGB", b"mine")
+    swapped = swapped.replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
+    red = Image.new("RGB", (32, 32), (200, 0, 0))
+    for kind in ("JPEG", "PNG"):
+        green = pixels(kept(encoded(red, kind, icc_profile=swapped), tmp_path)[0])[16, 16]
+        assert green[0] < 50
+        assert green[1] > 150
+        for useless in (lab, b"no profile"):
+            new = kept(encoded(red, kind, icc_profile=useless), tmp_path)[0]
+            assert pixels(new)[16, 16, 0] > 190
+            assert b"no profile" not in new
 
 
 def test_a_picture_behind_the_picture_does_not_come_along(tmp_path: Path):

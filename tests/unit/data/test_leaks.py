@@ -112,7 +112,21 @@ def test_a_copied_number_with_many_values_is_found():
 
 @pytest.mark.parametrize("attribute", [NOTES, categorical("notes")])
 @pytest.mark.parametrize(
-    "text", ["excised, MELANOMA.", "a malignant  melanoma, II", "mel?", "two melanomas", "Malignant-Melanoma"]
+    "text",
+    [
+        "excised, MELANOMA.",
+        "a malignant  melanoma, II",
+        "mel?",
+        "two melanomas",
+        "Malignant-Melanoma",
+        "MalignantMelanoma",
+        "case_MEL_7",
+        "MEL7",
+        "two melanomata",
+        "mel\u200banoma",
+        "m\u00e9la\u00adnoma",
+        "\uff2d\uff25\uff2c",
+    ],
 )
 def test_free_text_that_names_the_diagnosis_is_refused(attribute: dict[str, Any], text: str):
     labels = ["MEL"] * 20 + ["NEV"] * 20
@@ -122,6 +136,18 @@ def test_free_text_that_names_the_diagnosis_is_refused(attribute: dict[str, Any]
         "attribute 'notes': the text names the exam's own diagnosis in 5.0% of the exams\n"
         "  Remove it from data_set.attributes; if it may be known at prediction time, add it to leaks.accept."
     )
+
+
+@pytest.mark.parametrize("text", ["three nevi", "nevuses", "NEV_1", "Nevus2b"])
+def test_a_latin_plural_names_the_diagnosis(text: str):
+    assert check([text, "harmless"] * 10, NOTES, labels=["NEV", "SEK"] * 10) is not None
+
+
+def test_a_part_of_a_word_or_number_names_nothing():
+    described = data_set(NOTES, classes=[{"name": "T1", "phrase": "stage one"}, {"name": "MEL", "phrase": " "}])
+    rows = [{"notes": text} for text in ("T10", "at1", "caramel", "melody", "-")]
+    assert naming_texts(rows, ["T1", "T1", "MEL", "MEL", "MEL"], described) == {}
+    assert naming_texts([{"notes": "x_t1_"}], ["T1"], described) == {"notes": 1}
 
 
 def test_text_about_other_diagnoses_or_other_words_is_fine():

@@ -201,7 +201,9 @@ def test_a_declared_leak_that_the_table_lacks_is_said(raw: RawDataSet, caplog: p
     raw.write()
     with caplog.at_level(logging.WARNING, logger="prima_ray"):
         intake(raw, data_set={"leaks": ["biopsied"]})
-    assert caplog.messages == ["data_set.leaks: the table has no column 'biopsied', so copies of it cannot be found"]
+    assert caplog.messages == [
+        "data_set.leaks: the table has no column 'biopsied', so copies of it cannot be found; did you mean 'biopsed'?"
+    ]
 
 
 cells = {

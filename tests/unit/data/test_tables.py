@@ -59,7 +59,7 @@ def test_parquet_cells_become_text_and_other_columns_stay_unread(tmp_path: Path)
     content = {"pat": [1.0, None], "img": [True, False], "pictures": [[b"x"], [b"y"]]}
     pq.write_table(pa.table(content), path)
     assert rows(str(path)) == [{"pat": "1", "img": "true"}, {"pat": None, "img": "false"}]
-    assert read_table(str(path), WANTED, optional=("absent",)).column_names == ["pat", "img"]
+    assert read_table(str(path), WANTED, leaks=("absent",)).column_names == ["pat", "img"]
 
 
 def test_a_nested_column_is_no_key(tmp_path: Path):

@@ -256,6 +256,47 @@ def test_planted_leaks_are_refused(raw: RawDataSet, tmp_path: Path, order: str):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_declared_leak_is_found_whatever_its_case_and_blanks(raw: RawDataSet, tmp_path: Path):
+    raw.rows = [
+        {
+            **{key: cell for key, cell in row.items() if key != "biopsed"},
+            "Biopsed ": row["biopsed"],
+            "sent": row["biopsed"],
+        }
+        for row in raw.rows
+    ]
+    raw.write()
+    copy = {"kind": "boolean", "name": "sent", "phrase": "x", "phrase_false": "y"}
+    assert mistake(raw, tmp_path / "out", data_set={"attributes": [copy]}).startswith(
+        "attribute 'sent' says the same as the column 'Biopsed ', which `leaks` says gives the label away"
+    )
+    assert mistake(raw, tmp_path / "out", data_set={"attributes": [{**copy, "column": "Biopsed "}]}).startswith(
+        "test: data_set: attribute 'sent' reads the column 'Biopsed ', which `leaks` says"
+    )
+
+
+def test_only_attributes_can_be_accepted(raw: RawDataSet, tmp_path: Path):
+    raw.write()
+    assert mistake(raw, tmp_path / "out", leaks={"accept": ["ich"]}) == (
+        "test: leaks.accept: there is no attribute 'ich'; did you mean 'itch'?"
+    )
+    assert mistake(raw, tmp_path / "out", leaks={"accept": ["nope"]}) == (
+        "test: leaks.accept: there is no attribute 'nope'; there are age, itch, region"
+    )
+
+
+def test_a_noisy_copy_of_the_label_is_reported(raw: RawDataSet, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for number in range(60):
+        raw.add(f"n{number}", encoded(picture(5000 + number)), diagnostic=("BCC", "NEV")[number % 2])
+    for number, row in enumerate(raw.rows):
+        row["score"] = f"{(row['diagnostic'] == 'BCC') + number / 1e4:.4f}"
+    raw.write()
+    score = {"kind": "numeric", "name": "score", "phrase": "{value}", "minimum": 0, "maximum": 2}
+    with caplog.at_level("INFO", logger="prima_ray"):
+        ingest(raw, tmp_path / "out", data_set={"attributes": [*DATA_SET["attributes"], score]})
+    assert any("warning: score: its value tells the diagnosis" in text for text in caplog.messages)
+
+
 def test_a_block_whose_missingness_tells_the_label_is_reported(
     raw: RawDataSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
