@@ -202,6 +202,15 @@ def test_a_value_that_tells_much_is_reported_unless_accepted():
     assert warnings(found, {}, described, LeaksConfig(accept=("a",))) == []
 
 
+def test_a_copy_of_the_label_with_very_many_codes_is_reported():
+    labels: list[str | None] = ["MEL", "NEV", "SEK"] * 200
+    draw = random.Random(1)
+    rows = [{"a": f"{label}{draw.randrange(60)}"} for label in labels]
+    described = data_set(categorical("a"))
+    found = associations(rows, labels, np.arange(600, dtype=np.int32) // 3 % 4, described)
+    assert warnings(found, {}, described, LeaksConfig())[0].startswith("a: its value tells the diagnosis")
+
+
 def test_cramers_v_of_hand_made_tables():
     assert cramers_v(np.array([0, 0, 1, 1] * 50), np.array([0, 0, 1, 1] * 50)) == pytest.approx(1, abs=1e-3)
     assert cramers_v(np.array([0, 1, 0, 1] * 50), np.array([0, 0, 1, 1] * 50)) == 0
