@@ -25,7 +25,9 @@ from prima_ray.data.images import ImageRejected, decode_image
 from prima_ray.data.metadata import describe, expand_names, text_attributes
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.bundle import BundleConfig, load_bundle, read_bundle_config
+from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.fusion import MlpFusion, Qwen3Fusion
 from prima_ray.models.image_tower import ImageTower
 from prima_ray.models.text_tower import TextTower
 
@@ -44,7 +46,11 @@ class Exam:
 class Predictor:
     """A loaded model. Its answer for an exam does not depend on the other exams of the call."""
 
-    def __init__(self, config: BundleConfig, model: nn.Module, encoder: FeatureEncoder | None, device: str) -> None:
+    def __init__(
+        self, config: BundleConfig, model: nn.Module, encoder: FeatureEncoder | None, device: str, *, run: str | Path
+    ) -> None:
+        self.run = run
+        """Where the model is from, for messages."""
         self.config = config
         self.device = torch.device(device)
         self._model = model.eval().to(self.device)
@@ -68,14 +74,16 @@ class Predictor:
         bundle = load_bundle(folder)
         parts = bundle.components
         if bundle.config.kind == "finetune":
-            return cls(bundle.config, parts["classifier"], None, device)
+            _check_classes(bundle.config, parts["classifier"], where=folder)
+            return cls(bundle.config, parts["classifier"], None, device, run=run)
         image, text, heads = parts["image_tower"], parts["text_tower"], parts.get("heads")
         if not isinstance(image, ImageTower) or not isinstance(text, TextTower):
             raise PrimaError("the towers are not what config.json says", where=folder)
         wanted = bundle.config.features == "projected"
         if wanted != (heads is not None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
             raise PrimaError("the heads are not what config.json says", where=folder)
-        return cls(bundle.config, parts["fusion"], FeatureEncoder(image, text, heads), device)
+        _check_classes(bundle.config, parts["fusion"], where=folder)
+        return cls(bundle.config, parts["fusion"], FeatureEncoder(image, text, heads), device, run=run)
 
     @property
     def data_set(self) -> DataSetConfig:
@@ -170,7 +178,30 @@ class Predictor:
             )
         logits: Tensor = self._model(batch)["logits"]
         probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise PrimaError(
+                "the model gives probabilities that are not numbers (NaN): its weights are damaged, or its training "
+                "diverged",
+                where=self.run,
+                mend="Copy the run again, or train it again.",
+            )
         return probabilities
+
+
+def _check_classes(config: BundleConfig, model: nn.Module, *, where: Path) -> None:
+    """The description and the weights must speak of as many classes."""
+    if isinstance(model, ImageClassifier):
+        found = model.head.out_features
+    elif isinstance(model, MlpFusion | Qwen3Fusion):
+        found = len(model.inputs.class_phrases)
+    else:
+        raise PrimaError(f"a {type(model).__name__} does not diagnose", where=where)
+    if found != len(config.data_set.classes):
+        raise PrimaError(
+            f"damaged: it names {len(config.data_set.classes)} classes, the model tells {found} apart",
+            where=where / "config.json",
+            mend="Copy the run again, or train it again.",
+        )
 
 
 def check_diagnoses(run: str | Path) -> BundleConfig:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prima_ray.base import PrimaError, hash_json, read_json, write_json
@@ -71,7 +70,7 @@ def load_component(folder: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     description = read_json(folder / _CONFIG)
-    if not isinstance(description, dict) or description.get("kind") not in _PARTS:
+    if not isinstance(description, dict) or str(description.get("kind")) not in _PARTS:
         raise PrimaError("does not describe a model of prima_ray", where=folder / _CONFIG)
     if description.get("format") != FORMAT_VERSION:
         raise PrimaError(
@@ -81,7 +80,9 @@ def load_component(folder: Path) -> nn.Module:
     try:
         # Absolute, so that the tokenizer is found in whatever process and folder it is loaded later.
         module = _PARTS[description["kind"]].build(description["spec"], folder.resolve())
-    except (KeyError, TypeError, ValidationError) as error:
+    except (PrimaError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # of a value that makes no model, every library says what it likes
         raise PrimaError(f"damaged ({first_line(error)})", where=folder / _CONFIG) from None
     try:
         state = load_file(folder / _WEIGHTS)

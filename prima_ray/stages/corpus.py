@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from prima_ray.base import InputPath, PrimaError, StrictConfig, hash_json, is_uri, read_json, write_atomic, write_json
+from prima_ray.base import InputPath, PrimaError, StrictConfig, hash_json, is_uri, write_atomic, write_json
 from prima_ray.config import load_config, read_yaml, validate_config
 from prima_ray.data.description import DataSetConfig
 from prima_ray.knowledge.book import write_book
@@ -45,7 +45,7 @@ from prima_ray.knowledge.support import LexicalConfig, SupportConfig, make_suppo
 from prima_ray.knowledge.vetting import read_log, resolve
 from prima_ray.knowledge.vocabulary import Vocabulary
 from prima_ray.knowledge.writing import WriterConfig, check_writer, make_writer
-from prima_ray.stages.rundir import RECORD, RunDir, finish_run, open_run
+from prima_ray.stages.rundir import RECORD, RunDir, check_finished, finish_run, open_run, read_record
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
 
@@ -147,6 +147,7 @@ def run(config: CorpusConfig) -> Path:
         "data_set": hash_json(data_set.model_dump(mode="json")),
     }
     if _is_done(run_dir, made_of, max_failures=config.max_failures):
+        check_finished(run_dir)
         _log.info("%s: already finished, nothing to do", run_dir.path)
         return run_dir.path
     _write_quarantine(run_dir.path, reading)
@@ -238,7 +239,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _is_done(run_dir: RunDir, made_of: Mapping[str, str], *, max_failures: int) -> bool:
     if not run_dir.finished or not (run_dir.path / CORPUS).exists():
         return False
-    record: dict[str, Any] = read_json(run_dir.path / RECORD)
+    record: dict[str, Any] = read_record(run_dir.path)
     failed: int = record.get("failed_pairs", 0)
     return record.get("made_of") == made_of and failed <= max_failures
 

@@ -21,9 +21,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -32,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from prima_ray.base import PrimaError, read_json, write_atomic, write_json
+from prima_ray.base import PrimaError, is_uri, read_json, write_atomic, write_json
 from prima_ray.config import read_yaml
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
 from prima_ray.evaluation.baselines import metadata_baselines
@@ -42,10 +44,12 @@ from prima_ray.evaluation.report import Report, Table, render, text_table
 from prima_ray.evaluation.statistics import LEVEL, Interval, bootstrap, paired_differences
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.row_sets import RowSet, photo_set, row_sets
-from prima_ray.stages.rundir import CONFIG, check_outputs, read_record
+from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
 
 _log = logging.getLogger(__name__)
 _FEW_EXAMS = 10
+_MEND = "Copy the run again, or train it again."
+_MEND_OUT = "Name a new folder, or the one of an earlier report."
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,16 @@ def run_evaluate(run_dir: str, *, out: str | None = None, shards: str | None = N
         num_resamples: bootstrap resamples.
 
     Raises:
-        PrimaError: no finished run that diagnoses, a file of it is missing, its shards are gone or were replaced, or it
-            holds nothing out (`fold: none`).
+        PrimaError: no finished run that diagnoses, a file of it is missing, its shards are gone or were replaced, it
+            holds nothing out (`fold: none`), or ``out`` holds something else than an earlier report.
     """
-    run = _open(Path(run_dir), shards)
+    target = Path(out) if out is not None else Path(run_dir) / "evaluation"
+    run = _open(Path(run_dir), shards, target)
     load = lru_cache(maxsize=1)(lambda: Predictor.load(run.path))
     sets = row_sets(run.path, run.index, run.roles, model=run.model, load=load)
     photos = photo_set(sets[0], run.index, model=run.model, load=load)
     scored = [_score(item, run, num_resamples) for item in sets]
     by_photo = _score(photos, run, num_resamples) if photos else None
-    target = Path(out) if out else run.path / "evaluation"
     everything = [*scored, by_photo] if by_photo else scored
     write_atomic(target / "report.html", render(_report(run, everything)))
     # Last: whoever finds the figures finds the page.
@@ -104,12 +108,48 @@ def run_evaluate(run_dir: str, *, out: str | None = None, shards: str | None = N
     return target
 
 
-def _open(path: Path, shards: str | None) -> _Run:
+def _check_out(target: Path, run: Path) -> None:
+    """The report gets a folder of its own; only an earlier report is overwritten."""
+    if is_uri(str(target)):
+        raise PrimaError("--out is a local folder", where=target)
+    there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        what = "is a file, not a folder" if there == target else "cannot be made (its folder is a file)"
+        raise PrimaError(f"--out {what}", where=target, mend=_MEND_OUT)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PrimaError("--out cannot be written (Permission denied)", where=target, mend=_MEND_OUT)
+    if there != target:
+        return
+    if target.resolve() == run.resolve():
+        raise PrimaError("--out is the run itself, whose metrics.json is another", where=target, mend=_MEND_OUT)
+    foreign = sorted(item.name for item in target.iterdir() if not _is_ours(item))
+    if foreign:
+        raise PrimaError(
+            f"--out holds something that is no report of `prima evaluate`: {foreign[0]}", where=target, mend=_MEND_OUT
+        )
+
+
+def _is_ours(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    if file.name == "metrics.json":
+        found: Any = None
+        with contextlib.suppress(PrimaError):
+            found = read_json(file)
+        return isinstance(found, dict) and {"shards_hash", "sets"} <= set(found)
+    if file.name == "report.html":
+        return b"prima evaluate" in file.read_bytes()
+    # What a kill leaves of `write_atomic`.
+    return file.name.startswith((".metrics.json.", ".report.html."))
+
+
+def _open(path: Path, shards: str | None, target: Path) -> _Run:
     record = read_record(path)
     if record["stage"] not in ("finetune", "fuse"):
         raise PrimaError(
             f"a run of {record['stage']} does not diagnose", where=path, mend="Name a run of `prima fuse`."
         )
+    _check_out(target, path)
     check_outputs(path, record)
     config = read_yaml(path / CONFIG)
     absent = [key for key in ("fold", "val_fold", "split") if key not in config]
@@ -121,6 +161,8 @@ def _open(path: Path, shards: str | None) -> _Run:
             where=path,
             mend="Score a run of the same config with a test fold; the data it saw says nothing about new patients.",
         )
+    if "shards" not in record["inputs"]:
+        raise PrimaError("damaged: its inputs do not name the shards", where=path / RECORD, mend=_MEND)
     parent = record["inputs"]["shards"]
     index = _read_shards(shards or parent["path"], parent["hash"], moved=shards is None)
     roles = split_roles(index, fold=config["fold"], val_fold=config["val_fold"], split=config["split"])
@@ -292,6 +334,8 @@ def _is_unvetted(run: _Run) -> bool:
 def _facts(run: _Run) -> dict[str, str]:
     data_set, record, manifest = run.index.manifest.data_set, run.record, run.index.manifest
     metrics = read_json(run.path / "metrics.json")
+    if not isinstance(metrics, dict):
+        raise PrimaError("damaged: holds no object", where=run.path / "metrics.json", mend=_MEND)
     chosen = "by the validation fold" if len(run.roles.val) else "the last, there was no validation fold"
     return {
         "data": f"{data_set.title or data_set.name} ({data_set.license or 'licence not stated'}), "
@@ -314,6 +358,10 @@ def _steps(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except json.JSONDecodeError as error:
+        steps = [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
         raise PrimaError(f"not valid JSON ({error})", where=path) from None
+    for number, step in enumerate(steps, start=1):
+        if not isinstance(step, dict) or not all(isinstance(step.get(key), int | float) for key in ("step", "loss")):
+            raise PrimaError(f"damaged: line {number} is not a step with its loss", where=path, mend=_MEND)
+    return steps

@@ -44,7 +44,7 @@ from prima_ray.data.schema import (
 from prima_ray.data.sources import Exam, Intake, Rejected, SourceConfig, read_source
 from prima_ray.data.splits import assign_folds, check_classes
 from prima_ray.stages.out_folder import OutFolder, open_out
-from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, finish_run, is_fresh, open_run
+from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, check_finished, finish_run, is_fresh, open_run
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
 
@@ -110,6 +110,7 @@ def run(config: IngestConfig) -> str:
         if run_dir is None or not (run_dir.finished or (out.local / MANIFEST).exists()):
             run_dir = _make(config, out, run_dir)
         if run_dir.finished:
+            check_finished(run_dir)
             _log.info("%s: already finished, nothing to do", config.out)
         else:
             _close(config, out, run_dir)

@@ -85,6 +85,7 @@ def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> d
     config = check_diagnoses(run_dir)
     attributes = normalise_attributes(config.data_set, read_metadata(metadata))
     photos = tuple(_read(path) for path in images)
+    _check_model(run_dir)
     predictor = Predictor.load(run_dir)
     probabilities = predictor.predict([Exam(images=photos, attributes=attributes)])[0]
     names, read = predictor.data_set.class_names, predictor.read_attributes
@@ -186,12 +187,10 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
     from prima_ray.training.config import RayContextConfig
 
     config = check_diagnoses(run_dir)
-    if (Path(run_dir) / RECORD).exists():
-        # Before a cluster is started for it. A model folder alone is as good, and then the actors find out.
-        check_outputs(run_dir, read_record(run_dir))
     index = ExamIndex.read(shards)
     _check_same_language(config, index.manifest.data_set, where=shards)
     _check_out(out)
+    _check_model(run_dir)
     connect(RayContextConfig(), num_workers=0)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     probabilities = np.full((len(index), len(config.data_set.classes)), np.nan)
@@ -201,6 +200,12 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
             probabilities[rows] = found
     write_predictions(out, index, np.arange(len(index)), index.folds(_split(run_dir)), torch.from_numpy(probabilities))
     _log.info("%d exams predicted", len(index))
+
+
+def _check_model(run_dir: str) -> None:
+    """The model must be the one that the run wrote. One that came without its run.json is believed."""
+    if (Path(run_dir) / RECORD).exists():
+        check_outputs(run_dir, read_record(run_dir), folder="model")
 
 
 def _check_out(out: Path) -> None:

@@ -23,6 +23,7 @@ from prima_ray.evaluation.metrics import Probabilities
 from prima_ray.inference.predictor import Predictor
 
 _COLUMNS = ("exam_id", "patient_id", "images", "attributes", "label")
+_MEND = "Copy the run again, or train it again."
 Load = Callable[[], Predictor]
 
 
@@ -109,7 +110,7 @@ def read_predictions(run: Path, index: ExamIndex, rows: Rows) -> Probabilities:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise PrimaError("no such file", where=path, mend="Copy the run again, or train it again.") from None
+        raise PrimaError("no such file", where=path, mend=_MEND) from None
     except (pa.ArrowException, OSError) as error:
         raise PrimaError(f"cannot be read as Parquet ({error})", where=path) from None
     absent = [name for name in ("exam_id", *names) if name not in table.column_names]
@@ -120,7 +121,10 @@ def read_predictions(run: Path, index: ExamIndex, rows: Rows) -> Probabilities:
     if missing:
         raise PrimaError(f"{len(missing)} exams of the test fold have no prediction ({missing[0]}, ...)", where=path)
     values = np.column_stack([table[name].to_numpy() for name in names])
-    return values[[place[exam] for exam in index.exam_ids[rows]]]
+    values = values[[place[exam] for exam in index.exam_ids[rows]]]
+    if not (np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()):
+        raise PrimaError("holds probabilities that are not numbers (NaN)", where=path, mend=_MEND)
+    return values
 
 
 def _tables(index: ExamIndex, rows: Rows, size: int = 32) -> Iterator[pa.Table]:

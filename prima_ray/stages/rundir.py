@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from prima_ray.knowledge.vetting import LOG
 CONFIG = "config.yaml"
 RECORD = "run.json"
 _KEYS = ("stage", "seed", "inputs", "outputs", "versions", "git_commit")
+_MEND = "Copy the run again, or train it again."
 _MODEL_DEPTH = 3
 """How deep in a run the folder of a model's part may lie."""
 _PACKAGES = ("ray", "torch", "transformers", "timm", "deepspeed", "peft", "pyarrow", "numpy", "scikit-learn")
@@ -123,6 +124,7 @@ def finish_run(
         inputs: role -> path of every parent.
     """
     known = parents or ParentState()
+    outputs = output_hashes(run.path)
     record = {
         "stage": run.stage,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,7 +133,8 @@ def finish_run(
             role: {"path": path, "hash": known.hashes.get(role) or input_hash(path)} for role, path in inputs.items()
         },
         "unvetted": known.unvetted or any(map(is_unvetted, inputs.values())),
-        "outputs": output_hashes(run.path),
+        "outputs": outputs,
+        "sizes": {name: (run.path / name).stat().st_size for name in outputs},
         "versions": versions(),
         "git_commit": git_commit(),
         **(extra or {}),
@@ -155,35 +158,107 @@ def read_record(path: str | Path, *, stage: str | None = None) -> dict[str, Any]
     absent = [key for key in _KEYS if not isinstance(record, dict) or key not in record]
     if absent:
         raise PrimaError(f"damaged: it has no key {absent[0]!r}", where=path / RECORD)
+    _check_types(record, where=path / RECORD)
     if stage is not None and record.get("stage") != stage:
         raise PrimaError(f"this is a run of {record.get('stage')}, expected one of {stage}", where=path)
     found: dict[str, Any] = record
     return found
 
 
-def check_outputs(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Every file that a child may read must be there: a copy may have been cut short.
+def _check_types(record: Mapping[str, Any], *, where: Path) -> None:
+    def texts(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+    inputs, sizes = record["inputs"], record.get("sizes", {})
+    whole = {
+        "stage": isinstance(record["stage"], str),
+        "inputs": isinstance(inputs, dict)
+        and all(texts(item) and {"path", "hash"} <= set(item) for item in inputs.values()),
+        "outputs": texts(record["outputs"]),
+        "sizes": isinstance(sizes, dict) and all(isinstance(item, int) for item in sizes.values()),
+        "versions": texts(record["versions"]),
+    }
+    for key, right in whole.items():
+        if not right:
+            raise PrimaError(f"damaged: {key!r} does not hold what a run writes there", where=where, mend=_MEND)
+
+
+def check_outputs(path: str | Path, record: Mapping[str, Any], *, folder: str = "") -> None:
+    """Every file that is going to be read must be the one that the run wrote: a copy may have been cut short or mixed.
+
+    Reads them whole, so a command does it once, before it starts any worker.
+
+    Args:
+        folder: of the run; what lies outside of it is not looked at.
 
     Raises:
-        PrimaError: naming the first that is not.
+        PrimaError: naming the first that is missing or another.
     """
-    for name in record["outputs"]:
+    names = [name for name in record["outputs"] if not folder or name.startswith(f"{folder}/")]
+    _check_present(Path(path), record, names, mend=_MEND)
+    for name in names:
         file = Path(path) / name
+        try:
+            found = hash_file(file)
+        except OSError as error:
+            raise PrimaError(f"cannot be read ({error.strerror})", where=file) from None
+        if found != record["outputs"][name]:
+            raise _replaced(file, "checksum", mend=_MEND)
+
+
+def check_parent(path: str) -> None:
+    """The model files below ``path`` must be those that their run wrote: a run, or a folder inside of one.
+
+    A folder that belongs to no run has nothing to be compared with.
+
+    Raises:
+        PrimaError: naming the first that is missing or another.
+    """
+    run = _run_of(path)
+    if run is None:
+        return
+    inside = Path(path).absolute().relative_to(run.absolute()).as_posix()
+    check_outputs(run, read_record(run), folder="model" if inside == "." else inside)
+
+
+def check_finished(run: RunDir) -> None:
+    """A run that is called finished must have all its files, in their sizes; what is in them is not read.
+
+    Raises:
+        PrimaError: its record is damaged, or a file is missing or has another size.
+    """
+    record = read_record(run.path, stage=run.stage)
+    mend = "Copy the run again, or delete the folder and run its stage again."
+    _check_present(run.path, record, record["outputs"], mend=mend)
+
+
+def _check_present(path: Path, record: Mapping[str, Any], names: Iterable[str], *, mend: str) -> None:
+    sizes = record.get("sizes", {})  # runs of before there were sizes do not say
+    for name in names:
+        file = path / name
         if not file.is_file():
-            raise PrimaError(
-                "this file of the run is missing", where=file, mend="Copy the run again, or train it again."
-            )
+            raise PrimaError("this file of the run is missing", where=file, mend=mend)
+        if name in sizes and file.stat().st_size != sizes[name]:
+            raise _replaced(file, f"{file.stat().st_size} bytes, it had {sizes[name]}", mend=mend)
+
+
+def _replaced(file: Path, how: str, *, mend: str) -> PrimaError:
+    return PrimaError(f"is not the file that the run wrote ({how})", where=file, mend=mend)
+
+
+def _run_of(path: str) -> Path | None:
+    """The finished run that a path is, or lies in."""
+    if is_uri(path):
+        return None
+    folders = (Path(path), *list(Path(path).absolute().parents)[:_MODEL_DEPTH])
+    return next((folder for folder in folders if (folder / RECORD).is_file()), None)
 
 
 def is_unvetted(path: str) -> bool:
     """True for a run that is marked so, and for a folder inside of one: a text encoder is named by its model folder."""
-    if is_uri(path):
-        return False
-    for folder in (Path(path), *list(Path(path).absolute().parents)[:_MODEL_DEPTH]):
-        if (folder / RECORD).is_file():
-            record = read_json(folder / RECORD)
-            return isinstance(record, dict) and bool(record.get("unvetted", False))
-    return False
+    run = _run_of(path)
+    record = read_json(run / RECORD) if run else None
+    return isinstance(record, dict) and bool(record.get("unvetted", False))
 
 
 def input_hash(path: str) -> str:
@@ -198,7 +273,7 @@ def input_hash(path: str) -> str:
     if "://" in path or (Path(path) / MANIFEST).exists():
         return read_manifest(path).content_hash
     if (Path(path) / RECORD).exists():
-        return hash_json(read_json(Path(path) / RECORD)["outputs"])
+        return hash_json(read_record(path)["outputs"])
     return hash_json(_file_hashes(Path(path)))
 
 

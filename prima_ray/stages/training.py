@@ -22,7 +22,7 @@ from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.models.image_tower import ImageTowerConfig
-from prima_ray.stages.rundir import ParentState, RunDir, finish_run, open_run
+from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run, open_run
 from prima_ray.training.checkpoint import load_best, load_last
 from prima_ray.training.config import LocalContextConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
@@ -85,8 +85,11 @@ def run_training(
     """
     run = open_run(config, out=config.out, stage=stage, execution_keys=EXECUTION_KEYS)
     if run.finished:
+        check_finished(run)
         _log.info("%s: already finished, nothing to do", run.path)
         return run.path
+    for path in inputs.values():
+        check_parent(path)
     index = ExamIndex.read(shards)
     roles = split_roles(
         index,
@@ -224,6 +227,12 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
     num_classes = len(index.manifest.data_set.classes)
     whole = {key: torch.cat(values) for key, values in observed.items()}
     probabilities = whole["log_probs"].double().exp() if whole else torch.zeros(0, num_classes, dtype=torch.float64)
+    if not probabilities.isfinite().all():
+        raise PrimaError(
+            "the trained model gives probabilities that are not numbers (NaN)",
+            where=trained.plan.run.path,
+            mend="Train it again with a lower optimizer.lr.",
+        )
     write_predictions(
         trained.plan.run.path / "predictions.parquet", index, rows, index.folds(config.split), probabilities
     )

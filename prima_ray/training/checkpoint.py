@@ -90,7 +90,8 @@ def load_checkpoint(target: Path) -> tuple[State, Progress]:
     """
     from safetensors.torch import load_file
 
-    manifest: dict[str, Any] = read_json(target / _MANIFEST)
+    manifest: Any = read_json(target / _MANIFEST)
+    progress = _progress(manifest.get("progress") if isinstance(manifest, dict) else None, where=target / _MANIFEST)
     try:
         found = hash_file(target / _STATE)
     except FileNotFoundError:
@@ -99,7 +100,22 @@ def load_checkpoint(target: Path) -> tuple[State, Progress]:
         raise PrimaError(
             f"checksum is {found[:12]}, its manifest says {str(manifest.get('sha256'))[:12]}", where=target
         )
-    return load_file(target / _STATE), Progress(**manifest["progress"])
+    return load_file(target / _STATE), progress
+
+
+def _progress(found: Any, *, where: Path) -> Progress:
+    try:
+        progress = Progress(**found)
+        whole = (
+            isinstance(progress.step, int) and isinstance(progress.done, bool) and isinstance(progress.metrics, dict)
+        )
+        whole = whole and isinstance(progress.best_step, int | None) and isinstance(progress.epochs_since_best, int)
+        whole = whole and isinstance(progress.best_value, int | float | None)
+    except TypeError:
+        whole = False
+    if not whole:
+        raise PrimaError("damaged: it does not say where training stood", where=where)
+    return progress
 
 
 def _name(step: int) -> str:
@@ -107,7 +123,9 @@ def _name(step: int) -> str:
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob("step-*"), reverse=True)
+    # Nothing else is ours, whatever its name begins with.
+    ours = (item for item in folder.glob("step-*") if item.name[5:].isdecimal() and item.is_dir())
+    yield from sorted(ours, reverse=True)
 
 
 def _drop_others(folder: Path, progress: Progress, keep_last: int) -> None:

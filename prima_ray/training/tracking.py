@@ -87,12 +87,12 @@ def _truncate(path: Path, resume_step: int) -> int:
     kept, dropped = [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError):
+            wanted = json.loads(line)["step"] <= resume_step
+        except (json.JSONDecodeError, KeyError, TypeError):
             # A kill in the middle of a write leaves half a line at the end.
             dropped += 1
             continue
-        if step <= resume_step:
+        if wanted:
             kept.append(line)
         else:
             dropped += 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from prima_ray.base import PrimaError
 from prima_ray.inference.predictor import Exam, Predictor
@@ -156,3 +159,27 @@ def test_what_is_no_model_that_diagnoses_is_said(tiny_fuse: Path, labelled_shard
     shutil.copy(tiny_fuse / "model" / "config.json", file)
     file.write_text(file.read_text().replace('"features": "backbone"', '"features": "projected"'))
     assert message(run) == f"{run / 'model'}: the heads are not what config.json says"
+
+
+def test_what_is_not_a_number_is_no_answer(tiny_fuse: Path, tmp_path: Path, stored: dict[str, dict[str, Any]]) -> None:
+    """A model folder without its run, whose checksums nobody knows."""
+    shutil.copytree(tiny_fuse / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "fusion" / "model.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(PrimaError) as caught:
+        Predictor.load(tmp_path).predict([exam(stored["e000"])])
+    assert str(caught.value).startswith(f"{tmp_path}: the model gives probabilities that are not numbers (NaN)")
+
+
+@pytest.mark.parametrize("run", ["tiny_fuse", "tiny_finetune"])
+def test_classes_that_the_model_does_not_know_are_told(
+    run: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    shutil.copytree(request.getfixturevalue(run) / "model", tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    raw = json.loads(file.read_text())
+    raw["data_set"]["classes"].append({**raw["data_set"]["classes"][0], "name": "NEW", "phrase": "something new"})
+    file.write_text(json.dumps(raw))
+    with pytest.raises(PrimaError) as caught:
+        Predictor.load(tmp_path)
+    assert str(caught.value).startswith(f"{file}: damaged: it names 4 classes, the model tells 3 apart")

@@ -173,6 +173,15 @@ def error_of(folder: Path) -> str:
     return str(caught.value)
 
 
+def test_a_value_that_makes_no_model_is_named(tmp_path: Path) -> None:
+    save_component(tmp_path, text_tower(config=BERT, path=None))
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    raw["spec"]["config"]["config"]["hidden_size"] = "x"
+    file.write_text(json.dumps(raw))
+    assert error_of(tmp_path).startswith(f"{file}: damaged (")
+
+
 def test_damage_is_named(folder: Path) -> None:
     config, weights = folder / "config.json", folder / "model.safetensors"
     description, whole = json.loads(config.read_text()), weights.read_bytes()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
-from prima_ray.base import PrimaError, read_json, write_json
+from prima_ray.base import PrimaError, hash_file, read_json, write_json
 from prima_ray.cli import main
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.data.schema import MANIFEST, read_manifest
 from prima_ray.evaluation.baselines import metadata_baselines
 from prima_ray.inference.predictor import Predictor
+from prima_ray.stages import evaluate
 from prima_ray.stages import row_sets as row_sets_module
 from prima_ray.stages.evaluate import run_evaluate
 from prima_ray.stages.row_sets import photo_set, row_sets
@@ -260,13 +262,73 @@ def test_a_missing_file_is_named(run: Path) -> None:
 def test_damaged_predictions_are_told(run: Path) -> None:
     path = run / "predictions.parquet"
     table = pq.read_table(path)
+
+    def said() -> str:
+        """By a run whose record names the file as it is."""
+        record = read_json(run / "run.json")
+        record["outputs"][path.name] = hash_file(path)
+        write_json(run / "run.json", {**record, "sizes": {}})
+        return message(run)
+
     pq.write_table(table.slice(0, 1), path)
-    assert message(run).startswith(f"{path}: ")
-    assert "exams of the test fold have no prediction" in message(run)
+    assert said().startswith(f"{path}: ")
+    assert "exams of the test fold have no prediction" in said()
     pq.write_table(table.drop_columns(["prob_NEV"]), path)
-    assert message(run) == f"{path}: has no column prob_NEV"
+    assert said() == f"{path}: has no column prob_NEV"
+    column = table.schema.get_field_index("prob_NEV")
+    pq.write_table(table.set_column(column, "prob_NEV", pa.array([math.nan] * len(table))), path)
+    assert said().startswith(f"{path}: holds probabilities that are not numbers (NaN)")
     path.write_bytes(b"x" * 100)
-    assert message(run).startswith(f"{path}: cannot be read as Parquet (")
+    assert said().startswith(f"{path}: cannot be read as Parquet (")
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "model/image_tower/model.safetensors", "model/config.json"])
+def test_one_other_byte_is_noticed(run: Path, name: str) -> None:
+    data = bytearray((run / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (run / name).write_bytes(data)
+    said = "is not the file that the run wrote (checksum)\n  Copy the run again, or train it again."
+    assert message(run) == f"{run / name}: {said}"
+
+
+def test_damaged_notes_of_the_training_are_told(run: Path) -> None:
+    mend = "\n  Copy the run again, or train it again."
+    with (run / "steps.jsonl").open("a") as file:
+        file.write("[1]\n")
+    assert message(run, num_resamples=2).startswith(f"{run / 'steps.jsonl'}: damaged: line ")
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", {**record, "inputs": {}})
+    assert message(run) == f"{run / 'run.json'}: damaged: its inputs do not name the shards{mend}"
+
+
+def test_only_an_earlier_report_is_overwritten(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mend = "\n  Name a new folder, or the one of an earlier report."
+    metrics = (run / "metrics.json").read_bytes()
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "metrics.json").write_text('{"mine": 1}')
+    own = "--out is the run itself, whose metrics.json is another"
+    foreign = "--out holds something that is no report of `prima evaluate`:"
+    first_model_file = min(item.name for item in (run / "model").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "row_sets", None)  # refused before the work
+        for out, what in (
+            (run, own),
+            (run / "model" / "..", own),
+            (run / "model", f"{foreign} {first_model_file}"),
+            (thesis, f"{foreign} metrics.json"),
+            (run / "run.json", "--out is a file, not a folder"),
+            (run / "run.json" / "x", "--out cannot be made (its folder is a file)"),
+        ):
+            assert message(run, out=str(out)) == f"{out}: {what}{mend}"
+        assert main(["evaluate", str(run), "--out", str(run)]) == 2
+    capsys.readouterr()
+    assert (run / "metrics.json").read_bytes() == metrics
+    assert [item.name for item in thesis.iterdir()] == ["metrics.json"]
+    for out in (tmp_path / "new" / "report", tmp_path / "new" / "report"):
+        assert run_evaluate(str(run), out=str(out), num_resamples=2) == out
 
 
 def test_a_stage_that_does_not_diagnose_is_refused(run: Path) -> None:

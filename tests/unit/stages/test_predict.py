@@ -197,3 +197,25 @@ def test_a_missing_file_of_the_run_is_told_before_a_cluster_is_started(
     with pytest.raises(PrimaError) as caught:
         predict_folder(str(run), labelled_shards, tmp_path / "p.parquet")
     assert str(caught.value) == f"{weights}: this file of the run is missing\n  Copy the run again, or train it again."
+
+
+def test_a_model_that_the_run_did_not_write_is_refused(
+    tiny_fuse: Path, photos: list[str], labelled_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(tiny_fuse, tmp_path / "run"))
+    weights = run / "model" / "fusion" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    said = f"{weights}: is not the file that the run wrote (checksum)\n  Copy the run again, or train it again."
+    assert ask(run, photos, "--json") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    with pytest.raises(PrimaError) as caught:
+        predict_folder(str(run), labelled_shards, tmp_path / "p.parquet")
+    assert str(caught.value) == said
+    # The predictions are not read.
+    shutil.copy(tiny_fuse / "model" / "fusion" / "model.safetensors", weights)
+    (run / "predictions.parquet").unlink()
+    assert ask(run, photos, "--json") == 0

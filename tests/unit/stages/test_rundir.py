@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prima_ray.base import PrimaError, StrictConfig
 from prima_ray.stages import rundir
-from prima_ray.stages.rundir import ParentState, check_outputs, finish_run, input_hash, open_run, read_record
+from prima_ray.stages.rundir import (
+    ParentState,
+    RunDir,
+    check_finished,
+    check_outputs,
+    check_parent,
+    finish_run,
+    input_hash,
+    open_run,
+    read_record,
+)
 from tests.unit.knowledge.toy_corpus import make_corpus
 
 
@@ -123,6 +134,66 @@ def test_a_file_that_the_record_names_must_be_there(tmp_path: Path):
     with pytest.raises(PrimaError) as caught:
         check_outputs(run.path, record)
     assert str(caught.value) == f"{weights}: this file of the run is missing\n  Copy the run again, or train it again."
+
+
+def made_run(path: Path) -> RunDir:
+    run = open_run(Config(), out=str(path), stage="align")
+    for name in ("model/part/w.bin", "model/config.json", "predictions.parquet"):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text(name)
+    finish_run(run, seed=0, inputs={})
+    return run
+
+
+def test_a_file_must_be_the_one_that_the_run_wrote(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    weights, predictions = run.path / "model" / "part" / "w.bin", run.path / "predictions.parquet"
+    mend = "\n  Copy the run again, or train it again."
+
+    def message(call: Callable[[], None]) -> str:
+        with pytest.raises(PrimaError) as caught:
+            call()
+        return str(caught.value)
+
+    record = read_record(run.path)
+    predictions.write_text("predictions.parquer")
+    check_outputs(run.path, record, folder="model")
+    other = "is not the file that the run wrote (checksum)" + mend
+    assert message(lambda: check_outputs(run.path, record)) == f"{predictions}: {other}"
+    weights.write_text("model/part/w.bim")
+    assert message(lambda: check_outputs(run.path, record, folder="model")) == f"{weights}: {other}"
+    # As a parent: the whole run, or one of its parts; a folder that is of no run is believed.
+    assert message(lambda: check_parent(str(run.path))) == f"{weights}: {other}"
+    assert message(lambda: check_parent(str(weights.parent))) == f"{weights}: {other}"
+    weights.write_text("model/part/w.bin")
+    check_parent(str(run.path))
+    (tmp_path / "encoder").mkdir()
+    check_parent(str(tmp_path / "encoder"))
+    check_parent("s3://bucket/shards")
+    # Finished: without reading what may be gigabytes, but all there.
+    check_finished(run)
+    weights.write_text("model")
+    mend = "\n  Copy the run again, or delete the folder and run its stage again."
+    said = f"{weights}: is not the file that the run wrote (5 bytes, it had 16){mend}"
+    assert message(lambda: check_finished(run)) == said
+    weights.unlink()
+    assert message(lambda: check_finished(run)) == f"{weights}: this file of the run is missing{mend}"
+    (run.path / "run.json").write_text("{")
+    assert message(lambda: check_finished(run)).startswith(f"{run.path / 'run.json'}: not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("outputs", 5), ("outputs", {"a": 1}), ("inputs", []), ("inputs", {"shards": "x"}), ("stage", 1), ("sizes", [])],
+)
+def test_a_record_that_holds_something_else_is_told(tmp_path: Path, key: str, value: object):
+    file = made_run(tmp_path / "run").path / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(PrimaError) as caught:
+        read_record(tmp_path / "run")
+    assert str(caught.value) == (
+        f"{file}: damaged: {key!r} does not hold what a run writes there\n  Copy the run again, or train it again."
+    )
 
 
 def test_the_commit_is_this_programs_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

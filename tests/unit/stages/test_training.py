@@ -93,6 +93,22 @@ def test_a_finished_run_is_returned_and_another_config_is_refused(tmp_path: Path
     )
 
 
+def test_a_finished_run_that_lost_a_file_is_not_called_finished(tmp_path: Path, shards: str):
+    config = config_at(tmp_path / "run", max_steps=2)
+    path = run(config, shards)
+    aside = (path / "predictions.parquet").rename(path / "aside")
+    with pytest.raises(PrimaError) as caught:
+        run(config, shards)
+    assert str(caught.value) == (
+        f"{path / 'predictions.parquet'}: this file of the run is missing\n"
+        "  Copy the run again, or delete the folder and run its stage again."
+    )
+    aside.rename(path / "predictions.parquet")
+    (path / "run.json").write_text("{")
+    with pytest.raises(PrimaError, match="not valid JSON"):
+        run(config, shards)
+
+
 def test_what_failed_after_training_is_made_up_for_without_training(
     tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -91,3 +91,29 @@ def test_nothing_to_load_is_none(tmp_path: Path):
     with pytest.raises(PrimaError) as caught:
         load_best(tmp_path)
     assert str(caught.value) == f"{tmp_path}: no checkpoint here has been chosen yet\n  Run the stage again."
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"progress": 1}', '{"progress": {"step": "x"}}', '{"progress": {"a": 1}}']
+)
+def test_a_manifest_that_says_something_else_is_told(tmp_path: Path, text: str):
+    save(tmp_path, 10, keep_last=2)
+    damaged = save(tmp_path, 20, keep_last=2) / "checkpoint.json"
+    damaged.write_text(text)
+    with pytest.raises(PrimaError) as caught:
+        load_checkpoint(damaged.parent)
+    assert str(caught.value) == f"{damaged}: damaged: it does not say where training stood"
+    loaded = load_last(tmp_path)
+    assert loaded is not None
+    assert loaded[1].step == 10
+
+
+def test_what_is_no_checkpoint_is_let_alone(tmp_path: Path):
+    save(tmp_path, 10)
+    (tmp_path / "step-zzz").write_text("a note")
+    (tmp_path / "step-99999999").write_text("a note")
+    loaded = load_last(tmp_path)
+    assert loaded is not None
+    assert loaded[1].step == 10
+    save(tmp_path, 20)
+    assert names(tmp_path) == ["step-00000020", "step-99999999", "step-zzz"]

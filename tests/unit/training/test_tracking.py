@@ -53,6 +53,7 @@ def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path: Path):
 def test_half_a_line_is_dropped(tmp_path: Path):
     track(tmp_path, range(1, 3))
     with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write("[1]\n")
         file.write(json.dumps({"step": 3, "loss": 1})[:-3])
     track(tmp_path, range(3, 4))
     assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [1, 2, 3]
