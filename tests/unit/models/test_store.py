@@ -174,7 +174,7 @@ def error_of(folder: Path) -> str:
 
 
 def test_a_value_that_makes_no_model_is_named(tmp_path: Path) -> None:
-    save_component(tmp_path, text_tower(config=BERT, path=None))
+    save_component(tmp_path, text_tower(config={"model_type": "modernbert", **BERT}))
     file = tmp_path / "config.json"
     raw = json.loads(file.read_text())
     raw["spec"]["config"]["config"]["hidden_size"] = "x"

@@ -16,6 +16,7 @@ from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import save_bundle
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages import training as training_module
+from prima_ray.stages.rundir import finish_run, open_run
 from prima_ray.stages.training import Plan, Trained, check_pixels, feature_root, predict_held_out, run_training
 from prima_ray.training.checkpoint import load_best
 from prima_ray.training.config import TrainingConfig
@@ -107,6 +108,29 @@ def test_a_finished_run_that_lost_a_file_is_not_called_finished(tmp_path: Path, 
     (path / "run.json").write_text("{")
     with pytest.raises(PrimaError, match="not valid JSON"):
         run(config, shards)
+
+
+def test_a_parent_whose_weights_were_replaced_is_refused(tmp_path: Path):
+    config = config_at(tmp_path / "run", max_steps=2)
+    parent = open_run(config, out=str(tmp_path / "align"), stage="align")
+    weights = parent.path / "model" / "image_tower" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    finish_run(parent, seed=0, inputs={})
+    weights.write_bytes(b"weightz")
+    with pytest.raises(PrimaError) as caught:
+        training_module.run_training(
+            config,
+            stage="fuse",
+            shards="never read",
+            inputs={"align": str(parent.path)},
+            make_task=lambda plan: pytest.fail(str(plan)),
+            save=lambda trained: {},
+            labelled=True,
+        )
+    assert str(caught.value) == (
+        f"{weights}: is not the file that the run wrote (checksum)\n  Copy the run again, or train it again."
+    )
 
 
 def test_what_failed_after_training_is_made_up_for_without_training(
