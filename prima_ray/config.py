@@ -177,8 +177,14 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
         return f"unknown key {key!r}{hint}"
     if item["type"] == "missing":
         return f"missing key {key!r}"
+    if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        tag = ".".join([*written, item["ctx"]["discriminator"].strip("'")])
+        kinds = " or ".join(map(repr, _tags(models, location[-1])))
+        if item["type"] == "union_tag_not_found":
+            return f"missing key {tag!r}: give {kinds}"
+        return f"{tag}: expected {kinds} (got {item['ctx']['tag']!r})"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if item["type"] == "value_error" or item["type"] == "union_tag_not_found":
+    if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]} (got {_short(item['input'])})"
 
@@ -209,6 +215,13 @@ def _written_path(
             inner = [model for field in fields for model in _models_in(field.annotation)]
             models = inner or models if fields else models
     return written, models
+
+
+def _tags(models: Sequence[type[BaseModel]], last: str) -> list[str]:
+    """The kinds that a section may be of, which is the value of the key ``last`` or an item of a list or mapping."""
+    fields = [model.model_fields[last] for model in models if last in model.model_fields]
+    sections = [model for field in fields for model in _models_in(field.annotation)] if fields else models
+    return sorted({tag for model in sections if (tag := _tag_of(model)) is not None})
 
 
 def _tag_of(model: type[BaseModel]) -> str | None:

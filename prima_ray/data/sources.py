@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig
 from prima_ray.data.attributes import is_missing, normalise_value
@@ -48,6 +48,13 @@ class SourceConfig(StrictConfig):
     """Of a text table."""
     follow_links: bool = False
     """Take photos that are links to elsewhere, on a local disk. Without it a link cannot lead out of the folder."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and (not value.isascii() or value in '\0\r\n"'):
+            raise ValueError(f"{value!r} cannot separate cells: give an ASCII character such as ',', ';' or '|'")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

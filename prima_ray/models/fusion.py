@@ -17,7 +17,7 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.models.classifier import mean_over_views
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
-from prima_ray.models.pretrained import from_architecture, load_pretrained
+from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer
 
 _SPECIALS = {"img_start": "start of the image", "txt_start": "start of the patient data"}
@@ -66,6 +66,15 @@ class Qwen3FusionConfig(StrictConfig):
         if self.config is not None and self.config.get("model_type", "qwen3") != "qwen3":
             raise ValueError(f"config.model_type is {self.config['model_type']}, expected qwen3")
         return self
+
+    def check_architecture(self) -> None:
+        """Look for mistakes in `config` before anything is built from it.
+
+        Raises:
+            PrimaError: a field that is not of Qwen3Config, or a value that it cannot have.
+        """
+        if self.config is not None:
+            check_architecture({**self.config, "model_type": "qwen3"}, key="fusion.config")
 
     def build(self, inputs: FusionInputs) -> Qwen3Fusion:
         """The model on the CPU. On the meta device (`with torch.device("meta")`) no weights are read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -71,6 +72,42 @@ def _no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
+def check_architecture(fields: Mapping[str, Any], *, key: str) -> None:
+    """Refuse fields that transformers would keep without reading them, and values that no model can have.
+
+    Not for what a run has saved: that may be of another version of transformers, whose config had other fields.
+
+    Args:
+        fields: `model_type` and what else its transformers config takes, as a person wrote them.
+        key: where they stand in the config.
+
+    Raises:
+        PrimaError: naming the field, and the nearest that there is.
+    """
+    from transformers import AutoConfig
+
+    try:
+        default = AutoConfig.for_model(fields["model_type"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrimaError(f"{key}.model_type: {first_line(error)}") from None
+    known = sorted(name for name in vars(default) if not name.startswith("_"))
+    for name, value in fields.items():
+        before = getattr(default, name, None)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name.endswith(("_size", "_heads", "_dim")) and isinstance(before, int) and not (whole and value > 0):
+            raise PrimaError(f"{key}.{name}: expected a whole number from 1 (got {value!r})")
+    try:
+        made = AutoConfig.for_model(**fields)
+    except Exception as error:  # each model's config has checks of its own, and huggingface_hub types for them
+        raise PrimaError(f"{key}: {' '.join(str(error).split())}") from None
+    # What a config reads under an older name it takes away; what it does not know it keeps as it is.
+    odd = [name for name in fields if not hasattr(default, name) and name in vars(made)]
+    if odd:
+        near = difflib.get_close_matches(odd[0], known, n=1, cutoff=0.5)
+        hint = f", did you mean {f'{key}.{near[0]}'!r}?" if near else f"; known: {', '.join(known)}"
+        raise PrimaError(f"unknown key {f'{key}.{odd[0]}'!r}{hint}")
+
+
 def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: str | None = None) -> Any:
     """A base model with random weights, in fp32 without dropout.
 
@@ -100,7 +137,7 @@ def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: s
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         return AutoModel.from_config(architecture, dtype=torch.float32, **options)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise PrimaError(f"config: {first_line(error)}") from None
 
 

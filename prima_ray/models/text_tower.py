@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig, read_json
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
-from prima_ray.models.pretrained import from_architecture, load_pretrained
+from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer, resolve_text_model
 
 
@@ -39,6 +39,15 @@ class TextTowerConfig(StrictConfig):
     @property
     def source(self) -> str:
         return self.path or self.name
+
+    def check_architecture(self) -> None:
+        """Look for mistakes in `config` before anything is built from it.
+
+        Raises:
+            PrimaError: a field that is not of its `model_type`, or a value that it cannot have.
+        """
+        if self.config is not None:
+            check_architecture(self.config, key="text_tower.config")
 
     def tokenizer(self) -> TextTokenizer:
         return TextTokenizer(self.source, max_tokens=self.max_tokens)

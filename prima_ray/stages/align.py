@@ -81,6 +81,7 @@ def run(config: AlignConfig) -> Path:
     parents = {role: path for role, path in named.items() if path}
     if config.inputs.corpus:
         read_record(config.inputs.corpus, stage="corpus")
+    config.text_tower.check_architecture()
     check_pixels(config.views, tower=config.image_tower)
     return run_training(
         config,

@@ -45,7 +45,8 @@ from prima_ray.knowledge.support import LexicalConfig, SupportConfig, make_suppo
 from prima_ray.knowledge.vetting import read_log, resolve
 from prima_ray.knowledge.vocabulary import Vocabulary
 from prima_ray.knowledge.writing import WriterConfig, check_writer, make_writer
-from prima_ray.stages.rundir import RECORD, RunDir, check_finished, finish_run, open_run, read_record
+from prima_ray.stages.out_lock import open_alone
+from prima_ray.stages.rundir import RECORD, RunDir, check_finished, finish_run, read_record
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
 
@@ -136,7 +137,14 @@ def run(config: CorpusConfig) -> Path:
     check_writer(config.writer)
     data_set, words = _read_descriptions(config)
     reading = read_literature(config.literature)
-    run_dir = open_run(config, out=config.out, stage="corpus", execution_keys=EXECUTION_KEYS)
+    with open_alone(config, out=config.out, stage="corpus", execution_keys=EXECUTION_KEYS) as run_dir:
+        _make(config, run_dir, reading, words=words, data_set=data_set)
+    return run_dir.path
+
+
+def _make(
+    config: CorpusConfig, run_dir: RunDir, reading: Reading, *, words: VocabularyConfig, data_set: DataSetConfig
+) -> None:
     report = _Report()
     embedder = Embedder.load(config.index.encoder, batch_size=config.embedding.batch_size)
     with report.timed("index"):
@@ -149,7 +157,7 @@ def run(config: CorpusConfig) -> Path:
     if _is_done(run_dir, made_of, max_failures=config.max_failures):
         check_finished(run_dir)
         _log.info("%s: already finished, nothing to do", run_dir.path)
-        return run_dir.path
+        return
     _write_quarantine(run_dir.path, reading)
     with report.timed("write"):
         written = _write_entries(
@@ -171,7 +179,6 @@ def run(config: CorpusConfig) -> Path:
             "literature": config.literature.model_dump(mode="json"),
         },
     )
-    return run_dir.path
 
 
 def _read_descriptions(config: CorpusConfig) -> tuple[DataSetConfig, VocabularyConfig]:

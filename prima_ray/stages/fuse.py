@@ -85,6 +85,10 @@ def run(config: FuseConfig) -> Path:
     parents = {role: path for role, path in named.items() if path}
     for role, path in parents.items():
         read_record(path, stage=role)
+    if config.text_tower:
+        config.text_tower.check_architecture()
+    if config.fusion.kind == "qwen3":
+        config.fusion.check_architecture()
     check_pixels(config.views, tower=config.image_tower, parents=parents.values())
     return run_training(
         config,

@@ -22,7 +22,8 @@ from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.models.image_tower import ImageTowerConfig
-from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run, open_run
+from prima_ray.stages.out_lock import open_alone
+from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run
 from prima_ray.training.checkpoint import load_best, load_last
 from prima_ray.training.config import LocalContextConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
@@ -38,6 +39,8 @@ EXECUTION_KEYS = frozenset(
     {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
 )
 """Where and how fast a run trains, not what: a run may be taken up with other values."""
+_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "ray"})
+"""What a run holds before its first step, besides its config."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,34 @@ def run_training(
     Returns:
         the run directory.
     """
-    run = open_run(config, out=config.out, stage=stage, execution_keys=EXECUTION_KEYS)
-    if run.finished:
-        check_finished(run)
-        _log.info("%s: already finished, nothing to do", run.path)
+    if is_uri(config.out):
+        raise PrimaError(
+            f"a run of {stage} is a folder on a disk", where=config.out, mend="Name a local folder in `out`."
+        )
+    with open_alone(config, out=config.out, stage=stage, execution_keys=EXECUTION_KEYS, prepared=_PREPARED) as run:
+        if run.finished:
+            check_finished(run)
+            _log.info("%s: already finished, nothing to do", run.path)
+            return run.path
+        for path in inputs.values():
+            check_parent(path)
+        plan = _plan(config, run, shards, labelled=labelled)
+        task = make_task(plan)
+        _check_selection(config, plan.roles, task)
+        _train(config, plan, task)
+        trained = _chosen(config, plan, task)
+        metrics = save(trained)
+        progress = trained.progress
+        write_json(
+            run.path / "metrics.json",
+            {"stage": stage, "best_step": progress["step"], "val": progress["metrics"], **metrics},
+        )
+        known = parents(plan) if parents else None
+        finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs}, parents=known)
         return run.path
-    for path in inputs.values():
-        check_parent(path)
+
+
+def _plan(config: TrainingConfig, run: RunDir, shards: str, *, labelled: bool) -> Plan:
     index = ExamIndex.read(shards)
     roles = split_roles(
         index,
@@ -100,38 +124,52 @@ def run_training(
     if labelled:
         roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
     _check_rows(roles, config, shards)
-    plan = Plan(run=run, index=index, roles=roles)
-    task = make_task(plan)
     _log.info(
-        "%s: %d exams train, %d validate, %d are held out", stage, len(roles.train), len(roles.val), len(roles.test)
+        "%s: %d exams train, %d validate, %d are held out",
+        run.stage,
+        len(roles.train),
+        len(roles.val),
+        len(roles.test),
     )
-    last = load_last(run.path / "checkpoints")
-    if last is None or not last[1].done:
-        launch(
-            TrainingJob(
-                config=_portable(config),
-                task=task,
-                run=run.path.resolve(),
-                shards=shards,
-                train_rows=roles.train,
-                val_rows=roles.val,
-                files=index.file if config.shuffle_window else None,
-            )
+    return Plan(run=run, index=index, roles=roles)
+
+
+def _check_selection(config: TrainingConfig, roles: Roles, task: Task) -> None:
+    metric, known = config.selection.metric, task.metric_names
+    if len(roles.val) and metric not in known:
+        raise PrimaError(
+            f"selection.metric is {metric!r}, which {task.kind} does not report",
+            mend=f"It reports {', '.join(sorted(known))}.",
         )
-    state, progress = load_best(run.path / "checkpoints")
+
+
+def _train(config: TrainingConfig, plan: Plan, task: Task) -> None:
+    """Bring the checkpoints to their end."""
+    last = load_last(plan.run.path / "checkpoints")
+    if last is not None and last[1].done:
+        return
+    launch(
+        TrainingJob(
+            config=_portable(config),
+            task=task,
+            run=plan.run.path.resolve(),
+            shards=plan.index.shards,
+            train_rows=plan.roles.train,
+            val_rows=plan.roles.val,
+            files=plan.index.file if config.shuffle_window else None,
+        )
+    )
+
+
+def _chosen(config: TrainingConfig, plan: Plan, task: Task) -> Trained:
+    """The model with the weights that validation chose."""
+    state, progress = load_best(plan.run.path / "checkpoints")
     # Found finished: the workers computed whatever is computed once.
     prepared = task.prepare(_driver_context(config))
     model = prepared.build()
     load_parameters(model, state)
     model.eval()
-    metrics = save(Trained(plan=plan, task=prepared, model=model, progress=vars(progress)))
-    write_json(
-        run.path / "metrics.json",
-        {"stage": stage, "best_step": progress.step, "val": progress.metrics, **metrics},
-    )
-    known = parents(plan) if parents else None
-    finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs}, parents=known)
-    return run.path
+    return Trained(plan=plan, task=prepared, model=model, progress=vars(progress))
 
 
 def _check_rows(roles: Roles, config: TrainingConfig, shards: str) -> None:
@@ -163,9 +201,19 @@ def load_parameters(model: nn.Module, state: State) -> None:
 
 
 def feature_root(config: TrainingConfig) -> str:
-    """Where frozen towers' features are kept: shared by the runs beside this one."""
+    """Where frozen towers' features are kept: shared by the runs beside this one.
+
+    Raises:
+        PrimaError: it would lie in a file.
+    """
     root = config.feature_cache or str(Path(config.out).resolve().parent / "features")
-    return root if is_uri(root) else str(Path(root).resolve())
+    if is_uri(root):
+        return root
+    path = Path(root).resolve()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise PrimaError("feature_cache: this is a file", where=there, mend="Name a folder in feature_cache.")
+    return str(path)
 
 
 def check_view_size(views: ViewConfig, image_size: int) -> None:

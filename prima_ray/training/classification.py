@@ -74,6 +74,10 @@ def observe_classification(outputs: Mapping[str, Tensor], batch: ImageTextBatch)
     return {"log_probs": F.log_softmax(outputs["logits"].float(), dim=-1), "labels": batch.labels}
 
 
+CLASSIFICATION_METRICS = ("loss", "weighted_loss", "accuracy", "balanced_accuracy", "macro_f1")
+"""What `classification_metrics` reports."""
+
+
 def classification_metrics(observed: Mapping[str, Tensor], *, weights: Sequence[float]) -> dict[str, float]:
     """Validation figures over the labelled exams: accuracy, balanced accuracy, macro F1, log-losses."""
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -101,6 +105,7 @@ class ClassificationTask:
     batch_level: ClassVar[tuple[str, ...]] = ()
     losses: ClassificationLossConfig
     class_weights: tuple[float, ...]
+    metric_names: ClassVar[tuple[str, ...]] = CLASSIFICATION_METRICS
 
     def batch_weight(self, batch: ImageTextBatch) -> Tensor:
         """See `Task`."""

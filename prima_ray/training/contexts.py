@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from prima_ray.base import PrimaError
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
 from prima_ray.data.features import FeatureSet
@@ -209,7 +210,18 @@ def _share_cores(num_neighbours: int) -> None:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto`: a GPU where there is one, else the CPU."""
+    """`auto`: a GPU where there is one, else the CPU.
+
+    Raises:
+        PrimaError: a GPU is named that is not there.
+    """
     if name != "auto":
-        return torch.device(name)
+        device = torch.device(name)
+        count = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise PrimaError(
+                f"context.device is {name}, but torch finds {f'{count} GPUs' if count else 'no GPU'} here",
+                mend="Set it to auto or cpu.",
+            )
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,7 +6,7 @@ members in `tasks/`, and a stage that launches it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, Self
 
@@ -39,6 +39,11 @@ class Task(Protocol):
     @property
     def batch_level(self) -> tuple[str, ...]:
         """Outputs that belong to the batch rather than to its exams, such as the temperature, (1,)."""
+        ...
+
+    @property
+    def metric_names(self) -> Collection[str]:
+        """What `metrics` reports."""
         ...
 
     def prepare(self, context: WorkerContext) -> Self:

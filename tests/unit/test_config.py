@@ -28,11 +28,15 @@ class Inputs(StrictConfig):
     encoder: InputPath | None = None
 
 
+Engine = Annotated[Torch | DeepSpeed, Field(discriminator="kind")]
+
+
 class Stage(StrictConfig):
     out: str
     inputs: Inputs
     optimizer: Optimizer = Optimizer()
-    engine: Annotated[Torch | DeepSpeed, Field(discriminator="kind")] = Torch()
+    engine: Engine = Torch()
+    engines: dict[str, Engine] = Field(default_factory=dict)
     names: tuple[str, ...] = ()
 
 
@@ -112,7 +116,7 @@ def test_a_dumped_config_loads_as_itself(tmp_path: Path):
             ("engine.kind=deepspeed", "engine.zero_stag=2"),
             "FILE: unknown key 'engine.zero_stag', did you mean 'engine.zero_stage'?",
         ),
-        (GOOD + "zzz: 1\n", (), "FILE: unknown key 'zzz'; known: engine, inputs, names, optimizer, out"),
+        (GOOD + "zzz: 1\n", (), "FILE: unknown key 'zzz'; known: engine, engines, inputs, names, optimizer, out"),
         ("out: a\n", (), "FILE: missing key 'inputs'"),
         ("out: a\ninputs: {}\n", (), "FILE: missing key 'inputs.shards'"),
         (GOOD, ("optimizer.lr=-1",), "FILE: optimizer.lr: input should be greater than 0 (got -1)"),
@@ -120,6 +124,13 @@ def test_a_dumped_config_loads_as_itself(tmp_path: Path):
             GOOD,
             ("optimizer.lr=fast",),
             "FILE: optimizer.lr: input should be a valid number, unable to parse string as a number (got 'fast')",
+        ),
+        (GOOD, ("engine.zero_stage=1",), "FILE: missing key 'engine.kind': give 'deepspeed' or 'torch'"),
+        (GOOD, ("engine.kind=jax",), "FILE: engine.kind: expected 'deepspeed' or 'torch' (got 'jax')"),
+        (
+            GOOD,
+            ("engines={first: {zero_stage: 1}}",),
+            "FILE: missing key 'engines.first.kind': give 'deepspeed' or 'torch'",
         ),
         (GOOD + "out: b\n", (), "FILE: not valid YAML at line 3, column 1: the key 'out' is given twice"),
         (GOOD, ("novalue",), "--set novalue: expected key=value\n  Example: --set optimizer.lr=1e-4"),

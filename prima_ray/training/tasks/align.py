@@ -57,6 +57,11 @@ class AlignTask:
     def caches_text(self) -> bool:
         return self.cache_text and self.text_tower.trainable == "frozen"
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        parts = [f"{name}_loss" for name, section in self.losses if section.weight]
+        return ("loss", "temperature", *parts)
+
     def prepare(self, context: WorkerContext) -> Self:
         if not self.caches_text:
             return self

@@ -324,3 +324,10 @@ def test_models_that_cannot_be_had_are_mistakes(saved: Saved, tmp_path: Path) ->
         f"{folder}: no weights to be had (Error while deserializing header: incomplete metadata, file not fully "
         f"covered){mend}"
     )
+
+
+def test_fields_that_no_qwen3_has_are_mistakes() -> None:
+    config = Qwen3FusionConfig(config={"hidden_sizee": 32, "rope_theta": 1e6}, trainable="full")
+    with pytest.raises(PrimaError) as caught:
+        config.check_architecture()
+    assert str(caught.value) == ("unknown key 'fusion.config.hidden_sizee', did you mean 'fusion.config.hidden_size'?")

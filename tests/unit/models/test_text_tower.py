@@ -160,3 +160,25 @@ def test_mistakes_are_named(fields: dict[str, Any], message: str) -> None:
 def test_sizes_that_do_not_fit_each_other_are_mistakes() -> None:
     assert error_of(config={"model_type": "nonsense"}).startswith("config: ")
     assert error_of(config={"model_type": "bert", **BERT, "num_attention_heads": 5}).startswith("config: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_sizee": 32}, "unknown key 'text_tower.config.hidden_sizee', "
+         "did you mean 'text_tower.config.hidden_size'?"),
+        ({"hidden_size": 0}, "text_tower.config.hidden_size: expected a whole number from 1 (got 0)"),
+        ({"hidden_size": "abc"}, "text_tower.config.hidden_size: expected a whole number from 1 (got 'abc')"),
+        ({"hidden_act": 3.5}, "text_tower.config: Validation error for field 'hidden_act': "
+         "TypeError: Field 'hidden_act' expected str, got float (value: 3.5)"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_an_architecture_are_named_before_anything_is_built(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(PrimaError) as caught:
+        TextTowerConfig(config={"model_type": "bert", **fields}).check_architecture()
+    assert str(caught.value) == message
+
+
+def test_an_architecture_may_be_written_in_older_names() -> None:
+    fields = {"model_type": "modernbert", "global_rope_theta": 1e5, "num_labels": 3, "dtype": "float32"}
+    TextTowerConfig(config=fields).check_architecture()

@@ -19,6 +19,7 @@ from prima_ray.knowledge.vetting import Verdict, append, read_log, resolve
 from prima_ray.stages import corpus
 from prima_ray.stages.corpus import CorpusConfig
 from prima_ray.stages.demo import config_file
+from prima_ray.stages.out_lock import open_alone
 
 CONFIGS = config_file("corpus").parent
 
@@ -239,3 +240,13 @@ def test_mistakes(tmp_path: Path):
     message = say(tmp_path)
     assert "no document was read" in message
     assert "Quarantined: 6 " in message
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(made: Path):
+    with open_alone(config(made), out=str(made / "corpus"), stage="corpus"):
+        assert "another process is working in this folder" in say(made)
+
+
+def test_an_encoder_that_is_not_there_leaves_no_folder(made: Path, tmp_path: Path):
+    assert say(made, f"out={tmp_path / 'new'}", f"index.encoder={{name: {tmp_path / 'none'}}}")
+    assert not (tmp_path / "new").exists()

@@ -173,6 +173,34 @@ def test_a_fold_that_is_not_there(tmp_path: Path, shards: str, keys: dict[str, A
     with pytest.raises(PrimaError) as caught:
         run(config_at(tmp_path / "run", **keys), shards)
     assert str(caught.value) == message.format(shards=shards)
+    # The mended config finds no run of another one.
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_the_task_does_not_report_is_found_before_training(tmp_path: Path, shards: str):
+    with pytest.raises(PrimaError) as caught:
+        run(config_at(tmp_path / "run", selection={"metric": "acuracy", "mode": "max"}), shards)
+    assert str(caught.value) == (
+        "selection.metric is 'acuracy', which classify does not report\n"
+        "  It reports accuracy, balanced_accuracy, loss, macro_f1, weighted_loss."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(PrimaError) as caught:
+        run(make_config(out=str(tmp_path / "run"), context={"kind": "local", "device": "cuda"}), shards)
+    assert str(caught.value) == ("context.device is cuda, but torch finds no GPU here\n  Set it to auto or cpu.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_a_local_folder(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrimaError) as caught:
+        run(make_config(out="s3://bucket/run"), shards)
+    assert str(caught.value) == ("s3://bucket/run: a run of toy is a folder on a disk\n  Name a local folder in `out`.")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_validation_fold_without_exams_is_refused(tmp_path: Path):
@@ -188,6 +216,13 @@ def test_features_lie_beside_the_run_or_where_they_are_wanted(tmp_path: Path, mo
     assert feature_root(make_config(out="runs/a")) == str(tmp_path / "runs" / "features")
     assert feature_root(make_config(out="runs/a", feature_cache="cache")) == str(tmp_path / "cache")
     assert feature_root(make_config(out="runs/a", feature_cache="s3://bucket/cache")) == "s3://bucket/cache"
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(PrimaError) as caught:
+            feature_root(make_config(out="runs/a", feature_cache=name))
+        assert str(caught.value) == (
+            f"{tmp_path / 'file'}: feature_cache: this is a file\n  Name a folder in feature_cache."
+        )
 
 
 def test_pixels_are_normalised_as_the_parent_run_had_them(tmp_path: Path, shards: str):
