@@ -19,7 +19,7 @@ from prima_ray.base import StrictConfig
 from prima_ray.stages.out_lock import open_alone
 
 with open_alone(StrictConfig(), out=sys.argv[1], stage="toy"):
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
     sys.stdin.read()
 """
