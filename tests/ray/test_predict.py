@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, hash_file
 from prima_ray.cli import main
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.stages.predict import predict_folder
@@ -49,12 +49,13 @@ def test_a_photo_that_cannot_be_decoded_is_named_and_nothing_is_written(
     shards = Path(shutil.copytree(labelled_shards, tmp_path / "shards"))
     part = shards / "part-00001.parquet"
     rows = pq.read_table(part).to_pylist()
-    size = part.stat().st_size
+    size, digest = part.stat().st_size, hash_file(part)
     photo = rows[2]["images"][0]
     photo["bytes"] = b"x" * len(photo["bytes"])
     pq.write_table(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), part, row_group_size=3)
     manifest = shards / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"bytes": {size}', f'"bytes": {part.stat().st_size}'))
+    text = manifest.read_text().replace(f'"bytes": {size}', f'"bytes": {part.stat().st_size}')
+    manifest.write_text(text.replace(digest, hash_file(part)))
     with pytest.raises(PrimaError) as caught:
         predict_folder(str(tiny_fuse), str(shards), tmp_path / "p.parquet")
     assert caught.value.what.startswith("exam e010: the photo i010_0 cannot be decoded (not_an_image")
