@@ -1,8 +1,8 @@
 """DeepSpeed's communication op for CPUs, built once at set-up so that no training run waits for a compiler.
 
-`deepspeed.init_distributed` compiles it at the first start on a machine, once per version of torch and Python, into
-`TORCH_EXTENSIONS_DIR` (by default a folder of the user's cache). `make setup` runs `python -m
-prima_ray.training.engine_build`; where that was not done, the first training run does it and takes a minute longer.
+`deepspeed.init_distributed` compiles it at the first start into `TORCH_EXTENSIONS_DIR`, and again whenever the folder
+was written by another build: another `ninja`, other header files. `make setup` runs `python -m
+prima_ray.training.engine_build`; where that was not done, the first training run says so and takes a minute longer.
 The lock that a killed build used to leave behind is gone with torch 2.15 (pytorch/pytorch#189245), which is why that
 is the oldest torch allowed.
 """
@@ -14,20 +14,35 @@ import os
 import shutil
 import sys
 import sysconfig
+from pathlib import Path
 
 from prima_ray.base import PrimaError
 
+_log = logging.getLogger(__name__)
+_OP = "deepspeed_shm_comm"
+
 
 def prepare_environment() -> None:
-    """Set what DeepSpeed reads from the environment when it is imported; values that are set already stay.
+    """Set what DeepSpeed and torch's builder read from the environment; folders and levels set already stay.
 
-    Its builder calls `ninja` by name, and the one that came with it is found only where `PATH` leads to this Python's
-    scripts: in an activated environment, but not for `.venv/bin/prima` or for a Ray worker.
+    torch calls `ninja` by name, and two versions of it do not take each other's builds: the one that came with this
+    Python comes first, whether the environment is activated or not. The build lies in the environment itself, for the
+    user's cache is shared by environments whose header files differ, and each would compile it anew. Where the
+    environment cannot be written to, the cache has to do.
     """
     scripts, path = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
-    if scripts not in path.split(os.pathsep):
-        os.environ["PATH"] = f"{path}{os.pathsep}{scripts}"
+    if path.split(os.pathsep)[0] != scripts:
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+
+def tell_of_a_build() -> None:
+    """Log that the op will be compiled now, if it will be; minutes of silence look like a hang."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if folder is not None and sys.platform == "linux" and not (Path(folder) / _OP / f"{_OP}.so").exists():
+        _log.info("compiling DeepSpeed's communication op into %s: once, about a minute ...", folder)
 
 
 def build_communication_op() -> str:
@@ -46,6 +61,7 @@ def build_communication_op() -> str:
             mend="Install g++ (Debian, Ubuntu: apt-get install g++), or train with `engine.kind: torch`.",
         )
     prepare_environment()
+    tell_of_a_build()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 

@@ -23,6 +23,7 @@ from prima_ray.training.engine import (
     trainable_parameters,
     write_adam_state,
 )
+from prima_ray.training.engine_build import prepare_environment, tell_of_a_build
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -195,13 +196,14 @@ def _config_dict(
 
 def import_deepspeed() -> Any:
     """Import deepspeed with its chatter turned down to warnings."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    gpus = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpus else "cpu")
+    prepare_environment()
+    if not gpus:
+        tell_of_a_build()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="nccl" if torch.cuda.is_available() else "gloo", dist_init_required=False, verbose=False
-        )
+        deepspeed.init_distributed(dist_backend="nccl" if gpus else "gloo", dist_init_required=False, verbose=False)
     return deepspeed
