@@ -99,27 +99,44 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] =
     Args:
         cls: the config class of the stage.
         path: a YAML file.
-        overrides: ``a.b=value`` strings; values are YAML.
+        overrides: ``a.b=value`` strings; values are YAML. Another ``kind`` of a section comes first, and the file's
+            keys of the section that this kind does not have are left out.
 
     Raises:
-        PrimaError: with the file, the key, what is wrong and the nearest right key.
+        PrimaError: with the file or the override, the key, what is wrong and the nearest right key.
     """
     raw = read_yaml(path)
+    assigned: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise PrimaError(f"--set {override}: expected key=value", mend="Example: --set optimizer.lr=1e-4")
-        parsed = parse_yaml(value, where=f"--set {key}")
-        _assign(cls, raw, key.split("."), parsed)
-    return validate_config(cls, raw, where=path, base_dir=Path(path).resolve().parent)
+        assigned[key] = parse_yaml(value, where=f"--set {key}")
+    for key in sorted(assigned, key=lambda key: not key.endswith(".kind")):
+        _assign(cls, raw, key.split("."), assigned[key])
+    return _validate(cls, raw, where=path, base_dir=Path(path).resolve().parent, overrides=tuple(assigned))
 
 
 def validate_config(cls: type[ConfigT], raw: Any, *, where: str | Path, base_dir: str | Path | None = None) -> ConfigT:
-    """Validate plain data as ``cls``; pydantic's report becomes a `PrimaError` of one line a mistake."""
+    """Validate plain data as ``cls``; pydantic's report becomes a `PrimaError` of one line."""
+    return _validate(cls, raw, where=where, base_dir=base_dir, overrides=())
+
+
+def _validate(
+    cls: type[ConfigT], raw: Any, *, where: str | Path, base_dir: str | Path | None, overrides: Sequence[str]
+) -> ConfigT:
     try:
         return cls.model_validate(raw, context={"base_dir": str(base_dir) if base_dir else None})
     except ValidationError as error:
-        raise PrimaError("; ".join(_explain(cls, item) for item in error.errors()), where=where) from None
+        mistakes = [_explain(cls, item) for item in error.errors()]
+    typed = [key for key in overrides if any(_is_at_or_below(wrong, key) for wrong, _ in mistakes)]
+    if all(any(_is_at_or_below(wrong, key) for key in typed) for wrong, _ in mistakes):
+        where = "--set"
+    raise PrimaError("; ".join(text for _, text in mistakes), where=where)
+
+
+def _is_at_or_below(key: str, above: str) -> bool:
+    return key == above or key.startswith(f"{above}.")
 
 
 def dump_config(config: StrictConfig) -> str:
@@ -136,18 +153,33 @@ def _assign(cls: type[BaseModel], raw: dict[str, Any], keys: list[str], value: A
         if not isinstance(child, dict):
             raise PrimaError(f"--set {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is a value, it has no keys")
         node = child
+    if keys[-1] == "kind":
+        _leave_out_other_kinds(cls, node, keys[:-1], value)
     node[keys[-1]] = value
 
 
-def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
+def _leave_out_other_kinds(cls: type[BaseModel], section: dict[str, Any], keys: Sequence[str], kind: Any) -> None:
+    """Keys of a section that only another kind of it knows go; misspelt ones stay, to be named."""
+    kinds = {tag: model for model in _models_at(cls, keys) if (tag := _tag_of(model)) is not None}
+    if kind in kinds:
+        for name in [name for name in section if any(name in model.model_fields for model in kinds.values())]:
+            if name not in kinds[kind].model_fields:
+                del section[name]
+
+
+def _models_at(cls: type[BaseModel], keys: Sequence[str]) -> list[type[BaseModel]]:
+    """The models that the section named by ``keys`` may be of."""
     models: list[type[BaseModel]] = [cls]
-    marker = typing.get_args(InputPath)[1]
-    for depth, key in enumerate(keys):
+    for key in keys:
         fields = [model.model_fields[key] for model in models if key in model.model_fields]
-        if depth == len(keys) - 1:
-            return any(marker in _metadata(field) for field in fields)
         models = [model for field in fields for model in _models_in(field.annotation)]
-    return False
+    return models
+
+
+def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
+    marker = typing.get_args(InputPath)[1]
+    fields = [model.model_fields.get(keys[-1]) for model in _models_at(cls, keys[:-1])]
+    return any(marker in _metadata(field) for field in fields if field)
 
 
 def _metadata(field: FieldInfo) -> list[Any]:
@@ -165,7 +197,8 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _models_in(argument)
 
 
-def _explain(cls: type[BaseModel], item: Any) -> str:
+def _explain(cls: type[BaseModel], item: Any) -> tuple[str, str]:
+    """The key as the user wrote it, and what is wrong with it."""
     location = [str(part) for part in item["loc"]]
     # A tagged union puts the tag into the location (`engine.deepspeed.zero`); the user never wrote it.
     written, models = _written_path(cls, location, ends_in_key=item["type"] == "extra_forbidden")
@@ -174,19 +207,19 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
         known = sorted({name for model in models for name in model.model_fields})
         near = difflib.get_close_matches(written[-1], known, n=1, cutoff=0.5)
         hint = f", did you mean {'.'.join([*written[:-1], near[0]])!r}?" if near else f"; known: {', '.join(known)}"
-        return f"unknown key {key!r}{hint}"
+        return key, f"unknown key {key!r}{hint}"
     if item["type"] == "missing":
-        return f"missing key {key!r}"
+        return key, f"missing key {key!r}"
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
         tag = ".".join([*written, item["ctx"]["discriminator"].strip("'")])
         kinds = " or ".join(map(repr, _tags(models, location[-1])))
         if item["type"] == "union_tag_not_found":
-            return f"missing key {tag!r}: give {kinds}"
-        return f"{tag}: expected {kinds} (got {item['ctx']['tag']!r})"
+            return tag, f"missing key {tag!r}: give {kinds}"
+        return tag, f"{tag}: expected {kinds} (got {item['ctx']['tag']!r})"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if item["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]} (got {_short(item['input'])})"
+        return key, f"{key}: {message}" if key else message
+    return key, f"{key}: {message[0].lower()}{message[1:]} (got {_short(item['input'])})"
 
 
 def _short(value: Any) -> str:

@@ -104,6 +104,20 @@ class Predictor:
         masked = expand_names(text.masked, self.data_set, what="masked")
         return tuple(item.name for item in text_attributes(self.data_set, text) if item.name not in masked)
 
+    def warnings(self, attributes: Mapping[str, object]) -> list[str]:
+        """What a person should know before believing the answer; nothing where most of what is read was given.
+
+        A model of photos and attributes answers as surely without them as with them, whatever it learned to expect.
+        """
+        read, known = self.read_attributes, normalise_attributes(self.data_set, attributes)
+        given = sum(name in known for name in read)
+        if not read or 2 * given >= len(read):
+            return []
+        return [
+            f"only {given} of the {len(read)} attributes that the model reads "
+            f"{'is' if given == 1 else 'are'} given: if it learned from fuller exams, its probabilities may be far off"
+        ]
+
     def text(self, attributes: Mapping[str, object]) -> str | None:
         """The text that the model reads for these attributes; None for a model of photos alone."""
         if self.config.text is None:

@@ -76,7 +76,7 @@ def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> d
     Returns:
         prediction, probabilities by class, what became of the attributes (`attributes_used`: canonical values that the
         model read; `attributes_missing`: what it would have read; `attributes_ignored`: given, but nothing that it
-        reads), and the `text` that it read (None for a model of photos alone).
+        reads), the `text` that it read (None for a model of photos alone), and `warnings` for people.
 
     Raises:
         PrimaError: see `run_predict`.
@@ -96,6 +96,7 @@ def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> d
         "attributes_missing": [name for name in read if name not in attributes],
         "attributes_ignored": [name for name in attributes if name not in read],
         "text": predictor.text(attributes),
+        "warnings": predictor.warnings(attributes),
     }
 
 
@@ -169,6 +170,7 @@ def _table(answer: dict[str, Any]) -> str:
     ):
         if answer[key]:
             lines.append(f"{title}: {', '.join(answer[key])}")
+    lines += [f"warning: {text}" for text in answer["warnings"]]
     return "\n".join(lines) + "\n"
 
 

@@ -101,6 +101,24 @@ def test_set_overrides_yaml_and_values_are_yaml(tmp_path: Path):
     assert config.names == ("a", "b")
 
 
+@pytest.mark.parametrize("overrides", [("engine.kind=torch",), ("engine.zero_stage=2", "engine.kind=deepspeed")])
+def test_another_kind_leaves_out_what_only_the_former_one_has(tmp_path: Path, overrides: tuple[str, ...]):
+    """In either order: the kind is the section, the other keys are in it."""
+    given = "engine: {kind: deepspeed, zero_stage: 1}\n" if len(overrides) == 1 else "engine: {kind: torch}\n"
+    config = load_config(Stage, write(tmp_path, GOOD + given), overrides)
+    assert config.engine == (Torch() if len(overrides) == 1 else DeepSpeed(zero_stage=2))
+
+
+def test_another_kind_hides_no_mistake(tmp_path: Path):
+    text = GOOD + "engine: {kind: deepspeed, zero_stag: 1}\n"
+    assert error_of(tmp_path, text, "engine.kind=torch") == "FILE: unknown key 'engine.zero_stag'; known: kind"
+
+
+def test_mistakes_of_the_file_and_of_set_together_are_named_by_the_file(tmp_path: Path):
+    wanted = "FILE: optimizer.lr: input should be greater than 0 (got -1); unknown key 'zzz'; known: "
+    assert error_of(tmp_path, GOOD + "zzz: 1\n", "optimizer.lr=-1").startswith(wanted)
+
+
 def test_a_dumped_config_loads_as_itself(tmp_path: Path):
     config = load_config(Stage, write(tmp_path, GOOD))
     assert load_config(Stage, write(tmp_path, dump_config(config))) == config
@@ -114,23 +132,23 @@ def test_a_dumped_config_loads_as_itself(tmp_path: Path):
         (
             GOOD,
             ("engine.kind=deepspeed", "engine.zero_stag=2"),
-            "FILE: unknown key 'engine.zero_stag', did you mean 'engine.zero_stage'?",
+            "--set: unknown key 'engine.zero_stag', did you mean 'engine.zero_stage'?",
         ),
         (GOOD + "zzz: 1\n", (), "FILE: unknown key 'zzz'; known: engine, engines, inputs, names, optimizer, out"),
         ("out: a\n", (), "FILE: missing key 'inputs'"),
         ("out: a\ninputs: {}\n", (), "FILE: missing key 'inputs.shards'"),
-        (GOOD, ("optimizer.lr=-1",), "FILE: optimizer.lr: input should be greater than 0 (got -1)"),
+        (GOOD, ("optimizer.lr=-1",), "--set: optimizer.lr: input should be greater than 0 (got -1)"),
         (
             GOOD,
             ("optimizer.lr=fast",),
-            "FILE: optimizer.lr: input should be a valid number, unable to parse string as a number (got 'fast')",
+            "--set: optimizer.lr: input should be a valid number, unable to parse string as a number (got 'fast')",
         ),
         (GOOD, ("engine.zero_stage=1",), "FILE: missing key 'engine.kind': give 'deepspeed' or 'torch'"),
-        (GOOD, ("engine.kind=jax",), "FILE: engine.kind: expected 'deepspeed' or 'torch' (got 'jax')"),
+        (GOOD, ("engine.kind=jax",), "--set: engine.kind: expected 'deepspeed' or 'torch' (got 'jax')"),
         (
             GOOD,
             ("engines={first: {zero_stage: 1}}",),
-            "FILE: missing key 'engines.first.kind': give 'deepspeed' or 'torch'",
+            "--set: missing key 'engines.first.kind': give 'deepspeed' or 'torch'",
         ),
         (GOOD + "out: b\n", (), "FILE: not valid YAML at line 3, column 1: the key 'out' is given twice"),
         (GOOD, ("novalue",), "--set novalue: expected key=value\n  Example: --set optimizer.lr=1e-4"),

@@ -55,6 +55,20 @@ def test_an_exam_gets_what_the_run_wrote_of_it(
     assert len({tuple(row.round(6)) for row in found.values()}) == len(found)  # and not because all are the same
 
 
+@pytest.mark.parametrize(
+    ("attributes", "given"),
+    [({}, "0 of the 3"), ({"age": 61, "itch": "UNK"}, "1 of the 3"), ({"age": 61, "itch": True}, None)],
+)
+def test_little_told_of_an_exam_is_a_warning(
+    attributes: dict[str, object], given: str | None, predictor: Predictor, tiny_finetune: Path
+) -> None:
+    """A value that counts as missing is none; a model of photos alone misses nothing."""
+    found = predictor.warnings(attributes)
+    assert len(found) == (given is not None)
+    assert all(f"only {given} attributes" in text for text in found)
+    assert Predictor.load(tiny_finetune).warnings({}) == []
+
+
 def test_the_other_exams_of_a_call_do_not_matter(predictor: Predictor, stored: dict[str, dict[str, Any]]) -> None:
     """Neighbours with more photos and longer texts pad the batch."""
     exams = [exam(stored[name]) for name in sorted(stored)[:12]]

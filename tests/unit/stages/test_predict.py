@@ -48,6 +48,7 @@ def test_one_exam_as_json_and_nothing_else_on_stdout(
     assert answer["attributes_used"] == {"region": "FACE", "itch": "true"}
     assert (answer["attributes_missing"], answer["attributes_ignored"]) == (["age"], [])
     assert answer["text"] == "a skin lesion: on the face; it itches."
+    assert answer["warnings"] == []
 
 
 def test_one_exam_for_a_person(tiny_fuse: Path, photos: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +59,9 @@ def test_one_exam_for_a_person(tiny_fuse: Path, photos: list[str], capfd: pytest
     shares = [float(line.split()[1].rstrip("%")) for line in lines[2:5]]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100, abs=0.2)
-    assert lines[6:] == ["read: a skin lesion: age 61 years.", "not given: region, itch"]
+    assert lines[6:8] == ["read: a skin lesion: age 61 years.", "not given: region, itch"]
+    assert lines[8].startswith("warning: only 1 of the 3 attributes that the model reads is given: if it learned from")
+    assert len(lines) == 9
 
 
 def test_a_model_of_photos_alone_says_that_it_reads_no_attributes(
