@@ -11,11 +11,13 @@ import math
 import os
 import re
 import tempfile
+import typing
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
 _ENV = re.compile(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
@@ -49,6 +51,33 @@ class StrictConfig(BaseModel):
     """Base of every config: frozen, and unknown keys are mistakes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        """pydantic takes `true` for 1; as a text it is what it looks like, a mistake."""
+        if not isinstance(data, Mapping):
+            return data
+        numbers = {
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(data.get(name), bool)
+            and (kinds := _plain_types(field.annotation)) & {int, float}
+            and not kinds & {bool, Any}
+        }
+        return {key: str(value).lower() if key in numbers else value for key, value in data.items()}
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types that a value may be of, those of containers' items left out."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _plain_types(typing.get_args(annotation)[0])
+    if origin in (typing.Union, UnionType):
+        return {kind for argument in typing.get_args(annotation) for kind in _plain_types(argument)}
+    if origin is typing.Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    return {annotation}
 
 
 def is_uri(path: str) -> bool:

@@ -206,8 +206,9 @@ def _read_marker(filesystem: pafs.FileSystem, marker: str, part: Part, root: str
     if not isinstance(body, dict) or body.pop("key", None) != part.key:
         return None
     file = ShardFile.model_validate(body.pop("file"))
-    info = filesystem.get_file_info(join(root, part.name))
-    if info.type != pafs.FileType.File or info.size != file.bytes:
+    path = join(root, part.name)
+    info = filesystem.get_file_info(path)
+    if info.type != pafs.FileType.File or info.size != file.bytes or _sha256(filesystem, path) != file.sha256:
         return None
     return WrittenPart(
         file=file,
@@ -217,6 +218,14 @@ def _read_marker(filesystem: pafs.FileSystem, marker: str, part: Part, root: str
         hashes=tuple(body["hashes"]),
         rejected=tuple(Rejected(**item) for item in body["rejected"]),
     )
+
+
+def _sha256(filesystem: pafs.FileSystem, path: str) -> str:
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _read_exams(

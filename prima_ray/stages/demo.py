@@ -6,9 +6,11 @@ so a demo that was broken off goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +20,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 import prima_ray
 from prima_ray.base import hash_key, read_json, write_json
 from prima_ray.config import load_config
 from prima_ray.data.phantoms import IMAGES, TABLE, PhantomConfig, bayes_accuracy, write_phantoms
 from prima_ray.data.plan import ExamIndex, split_roles
-from prima_ray.data.reader import RowReader
+from prima_ray.data.reader import RowReader, Rows
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages import align, evaluate, finetune, fuse, ingest
 
 _log = logging.getLogger(__name__)
 PHANTOMS = PhantomConfig(image_side=64)
+EXAM = "exam.json"
+"""The attributes of a held-out exam, for `prima predict`."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,17 @@ class Outcome:
 def run_demo(out: str) -> Path:
     """Run every stage below ``out``; returns the run directory of fuse.
 
-    Writes `demo.json` beside them: the accuracies reached, their bounds, and the seconds each stage took.
+    Writes `demo.json` beside them: the accuracies reached, their bounds, and the seconds each stage took. A finished
+    demo is told again from there.
 
     Raises:
         PrimaError: ``out`` holds something else.
     """
     root = Path(out)
+    if (root / "demo.json").exists() and (root / "fuse" / "evaluation" / "metrics.json").exists():
+        _log.info("demo: %s is finished already; delete it, or choose another --out, to run it again", root)
+        _tell(root, read_json(root / "demo.json"))
+        return root / "fuse"
     shards, aligned, finetuned, fused = (str(root / name) for name in ("shards", "align", "finetune", "fuse"))
     timings: dict[str, float] = {}
     with _timed("phantoms", timings):
@@ -76,10 +86,19 @@ def run_demo(out: str) -> Path:
     with _timed("fuse", timings):
         run = fuse.run(load_config(fuse.FuseConfig, config_file("fuse"), [f"out={fused}", *parents]))
     with _timed("evaluate", timings):
-        report = evaluate.run_evaluate(fused)
-        outcomes = measure(finetuned, fused)
-    write_json(root / "demo.json", {"outcomes": [asdict(item) for item in outcomes], "seconds": timings})
-    _tell(root, report, outcomes, timings)
+        evaluate.run_evaluate(fused)
+        index, rows, table = _held_out(fused)
+        outcomes = measure(finetuned, fused, table, index.labels[rows])
+    exam = table.slice(0, 1).to_pylist()[0]
+    write_json(root / EXAM, dict(exam["attributes"]))
+    found = {
+        "outcomes": [asdict(item) for item in outcomes],
+        "seconds": timings,
+        "photos": [f"{photo['image_id']}.jpg" for photo in exam["images"]],
+    }
+    # Last: a demo that has it is finished.
+    write_json(root / "demo.json", found)
+    _tell(root, found)
     return run
 
 
@@ -90,23 +109,28 @@ def config_file(stage: str) -> Path:
     return checkout if checkout.exists() else package / "configs" / "phantoms" / f"{stage}.yaml"
 
 
-def measure(finetuned: str, fused: str) -> list[Outcome]:
-    """Accuracies on fuse's test fold beside the bounds: each modality alone, both, and either one shuffled.
-
-    Args:
-        finetuned: a run of finetune, which sees photos alone.
-        fused: a run of fuse.
-    """
+def _held_out(fused: str) -> tuple[ExamIndex, Rows, pa.Table]:
+    """The exams of fuse's test fold: the shards' index, their rows in it, and what the shards hold of them."""
     record, config = read_json(Path(fused) / "run.json"), load_config(fuse.FuseConfig, Path(fused) / "config.yaml")
     index = ExamIndex.read(record["inputs"]["shards"]["path"])
     fold = None if config.fold == "none" else config.fold
     rows = split_roles(index, fold=fold, val_fold=config.val_fold, split=config.split).test
-    table = RowReader(index.shards, index.manifest, columns=SHARD_SCHEMA.names).read(rows, 0)
-    labels = index.labels[rows]
+    return index, rows, RowReader(index.shards, index.manifest, columns=SHARD_SCHEMA.names).read(rows, 0)
+
+
+def measure(finetuned: str, fused: str, table: pa.Table, labels: NDArray[np.int64]) -> list[Outcome]:
+    """Accuracies beside the bounds: each modality alone, both, and either one shuffled.
+
+    Args:
+        finetuned: a run of finetune, which sees photos alone.
+        fused: a run of fuse.
+        table: exams that both held out, N rows of the shard schema.
+        labels: (N,) their classes.
+    """
     bounds = bayes_accuracy(PHANTOMS)
     both = Predictor.load(fused)
     # Another exam's photos, or attributes: a turn of a random order gives every exam those of another one.
-    order = np.random.default_rng(hash_key("demo", "shuffle")).permutation(len(rows))
+    order = np.random.default_rng(hash_key("demo", "shuffle")).permutation(len(labels))
     dealt = np.empty_like(order)
     dealt[order] = np.roll(order, 1)
     photos, attributes = _column_from(table, dealt, "images"), _column_from(table, dealt, "attributes")
@@ -117,16 +141,17 @@ def measure(finetuned: str, fused: str) -> list[Outcome]:
         ("attributes shuffled", both, attributes, bounds.attributes_shuffled),
     ]
     return [
-        Outcome(name, _accuracy(predictor, given, labels), bound, len(rows)) for name, predictor, given, bound in asked
+        Outcome(name, _accuracy(predictor, given, labels), bound, len(labels))
+        for name, predictor, given, bound in asked
     ]
 
 
-def _column_from(table: pa.Table, order: np.ndarray[Any, np.dtype[np.int64]], name: str) -> pa.Table:
+def _column_from(table: pa.Table, order: NDArray[np.int64], name: str) -> pa.Table:
     taken = table[name].combine_chunks().take(pa.array(order))
     return table.set_column(table.column_names.index(name), table.schema.field(name), taken)
 
 
-def _accuracy(predictor: Predictor, table: pa.Table, labels: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+def _accuracy(predictor: Predictor, table: pa.Table, labels: NDArray[np.int64]) -> float:
     batches = (table.slice(start, 32) for start in range(0, table.num_rows, 32))
     return float((predictor.predict_tables(batches).argmax(axis=1) == labels).mean())
 
@@ -140,19 +165,28 @@ def _timed(name: str, timings: dict[str, float]) -> Iterator[None]:
     _log.info("demo: %s done in %.0f s", name, timings[name])
 
 
-def _tell(root: Path, report: Path, outcomes: list[Outcome], timings: Mapping[str, float]) -> None:
-    width = max(len(item.name) for item in outcomes)
-    lines = [f"{'accuracy of the test fold':<{width + 4}} reached   best possible"]
+def _tell(root: Path, found: Mapping[str, Any]) -> None:
+    outcomes = [Outcome(**item) for item in found["outcomes"]]
+    width = max(len(item.name) for item in outcomes) + 4
+    lines = [f"{'accuracy on the test fold':<{width}} reached, 1 std. error   best possible"]
     lines += [
-        f"{item.name:<{width + 4}} {item.accuracy:6.1%} +- {item.standard_error:.1%}   {item.bound:6.1%}"
+        f"{item.name:<{width}} {item.accuracy:6.1%} +- {item.standard_error:.1%}         {item.bound:6.1%}"
         for item in outcomes
     ]
-    photo = sorted((root / "raw" / IMAGES).glob("*.jpg"))[0]
-    asked = json.dumps({"grew": True, "itch": True, "months": 4})
+    photos = " ".join(f"--image {root / 'raw' / IMAGES / name}" for name in found["photos"])
     lines += [
-        f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in timings.items())}",
-        f"report: {report / 'report.html'}",
-        f"ask it: prima predict {root / 'fuse'} --image {photo} --metadata '{asked}'",
+        f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in found['seconds'].items())}",
+        f"report: {root / 'fuse' / 'evaluation' / 'report.html'}",
+        f"ask it: {_program()} predict {root / 'fuse'} {photos} --metadata {root / EXAM}",
     ]
     for line in lines:
         _log.info("demo: %s", line)
+
+
+def _program() -> str:
+    """What to type for this program: its name where the shell finds it by that, else where it lies."""
+    name = Path(sys.argv[0]).name
+    found = shutil.which(name)
+    if found is not None and Path(found).resolve() == Path(sys.argv[0]).resolve():
+        return name
+    return os.path.relpath(sys.argv[0])

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,6 +45,7 @@ from prima_ray.data.schema import (
 from prima_ray.data.sources import Exam, Intake, Rejected, SourceConfig, read_source
 from prima_ray.data.splits import assign_folds, check_classes
 from prima_ray.stages.out_folder import OutFolder, open_out
+from prima_ray.stages.out_lock import locked
 from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, check_finished, finish_run, is_fresh, open_run
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
@@ -104,11 +106,11 @@ def run(config: IngestConfig) -> str:
     Raises:
         PrimaError: the source cannot be read, too much was turned away, or an attribute gives the label away.
     """
-    with open_out(config.out) as out:
+    with open_out(config.out) as out, ExitStack() as until_done:
         # A mistake in the description leaves no folder behind, which its mended config could then not use.
-        run_dir = None if is_fresh(str(out.local)) else _open(config, out)
+        run_dir = None if is_fresh(str(out.local)) else _open(config, out, until_done)
         if run_dir is None or not (run_dir.finished or (out.local / MANIFEST).exists()):
-            run_dir = _make(config, out, run_dir)
+            run_dir = _make(config, out, run_dir, until_done)
         if run_dir.finished:
             check_finished(run_dir)
             _log.info("%s: already finished, nothing to do", config.out)
@@ -117,14 +119,16 @@ def run(config: IngestConfig) -> str:
     return config.out
 
 
-def _make(config: IngestConfig, out: OutFolder, run_dir: RunDir | None) -> RunDir:
+def _make(config: IngestConfig, out: OutFolder, run_dir: RunDir | None, until_done: ExitStack) -> RunDir:
     """Everything up to the manifest."""
     intake = read_source(config.source, config.data_set)
     _check_share(config, intake, intake.rejected)
     _check_any(config, intake.exams, intake.rejected)
     check_classes(*_labels_and_patients(intake.exams), num_folds=config.folds.count)
     _check_leaks(config, intake)
-    run_dir = run_dir or _open(config, out)
+    run_dir = run_dir or _open(config, out, until_done)
+    if run_dir.finished or (out.local / MANIFEST).exists():
+        return run_dir  # by another process, while this one read the table
     written = _write(config, intake, out)
     rejected = [*intake.rejected, *(item for part in written for item in part.rejected)]
     _check_share(config, intake, rejected)
@@ -135,9 +139,11 @@ def _make(config: IngestConfig, out: OutFolder, run_dir: RunDir | None) -> RunDi
     return run_dir
 
 
-def _open(config: IngestConfig, out: OutFolder) -> RunDir:
+def _open(config: IngestConfig, out: OutFolder, until_done: ExitStack) -> RunDir:
     try:
         run_dir = open_run(config, out=str(out.local), stage="ingest", execution_keys=EXECUTION_KEYS)
+        if not out.is_remote:  # an object store has no locks
+            run_dir, _ = until_done.enter_context(locked(run_dir))
     except PrimaError as error:
         # Of an address the user knows nothing of a local copy.
         raise PrimaError(error.what, where=config.out, mend=error.mend) from None

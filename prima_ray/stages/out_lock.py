@@ -49,20 +49,34 @@ def open_alone(
     fresh, made = is_fresh(out), not Path(out).exists()
     given_up = False
     run = open_run(config, out=out, stage=stage, execution_keys=execution_keys)
+    try:
+        with locked(run) as (mine, is_locked):
+            try:
+                yield mine
+            except PrimaError:
+                given_up = fresh and is_locked and _give_up(run.path, prepared)
+                raise
+    finally:
+        if given_up and made:
+            with suppress(OSError):  # somebody else has begun in it
+                run.path.rmdir()
+
+
+@contextmanager
+def locked(run: RunDir) -> Iterator[tuple[RunDir, bool]]:
+    """An opened run that is this process's until the block ends, and whether a lock could be had.
+
+    Raises:
+        PrimaError: another process is working in the folder, or it cannot be written to.
+    """
     handle = _lock(run)
     try:
         # The process that held the lock may have finished the run since it was opened.
-        yield replace(run, finished=(run.path / RECORD).exists())
-    except PrimaError:
-        given_up = fresh and handle is not None and _give_up(run.path, prepared)
-        raise
+        yield replace(run, finished=(run.path / RECORD).exists()), handle is not None
     finally:
         if handle is not None:
             (run.path / LOCK).unlink(missing_ok=True)
             os.close(handle)
-        if given_up and made:
-            with suppress(OSError):  # somebody else has begun in it
-                run.path.rmdir()
 
 
 def _lock(run: RunDir) -> int | None:

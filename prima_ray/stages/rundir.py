@@ -83,7 +83,9 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
             "`out` exists and is no run directory (it has no config.yaml)", where=path, mend="Choose another `out`."
         )
     found = read_yaml(path / CONFIG)
-    differing = [key for key in _differing(found, wanted) if not _is_below(key, execution_keys)]
+    # `out` led here: how it was written then, or where the folder lay, does not matter.
+    same = execution_keys | {"out"}
+    differing = [key for key in _differing(found, wanted) if not _is_below(key, same)]
     if differing:
         shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
         raise PrimaError(

@@ -40,7 +40,14 @@ _LEFT_OUT = (
 
 
 def set_up_worker() -> None:
-    """Quiet, and nothing on stdout: Ray repeats it on the driver's, whose last line is the answer of a command."""
+    """Quiet, and nothing on stdout: Ray repeats it on the driver's, whose last line is the answer of a command.
+
+    Ray Train's watchers look for a cluster on this machine by themselves (`ray.util.state`). Beside another cluster
+    they may ask that one, learn that it knows no such training, and take its workers away: they are told ours.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     sys.stdout.flush()
     # The descriptor, not `sys.stdout`: compiled code (DeepSpeed's op) prints as well.
     os.dup2(2, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,29 @@ def test_the_demo_ends_with_its_run(demo: tuple[Path, subprocess.CompletedProces
     assert [start["engine"]["kind"] for start in starts] == ["deepspeed"]
     for name in ("config.yaml", "metrics.json", "run.json", "predictions.parquet", "model/config.json"):
         assert (root / "fuse" / name).exists(), name
+
+
+def test_what_the_demo_says_to_ask_can_be_asked(demo: tuple[Path, subprocess.CompletedProcess[str]]):
+    root, done = demo
+    said = next(line for line in done.stderr.splitlines() if "ask it: " in line).split("ask it: ")[1]
+    command = shlex.split(said)
+    assert Path(shutil.which(command[0]) or root.parents[1] / command[0]).resolve() == Path(PRIMA).resolve()
+    asked = subprocess.run(
+        [PRIMA, *command[1:]], cwd=root.parents[1], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert asked.stdout.startswith("prediction: "), asked.stderr[-2000:]
+    assert "warning" not in asked.stdout
+
+
+def test_a_finished_demo_is_told_again_at_once(demo: tuple[Path, subprocess.CompletedProcess[str]]):
+    root, done = demo
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    command = [PRIMA, "demo", "--out", "runs/demo"]
+    again = subprocess.run(command, cwd=root.parents[1], capture_output=True, text=True, timeout=120, check=False)
+    assert again.stdout == done.stdout
+    told = [line for line in done.stderr.splitlines() if line.startswith("demo: ")]
+    assert again.stderr.splitlines()[1:] == told[-len(again.stderr.splitlines()) + 1 :]
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
 def test_the_bounds_are_what_the_project_promises():

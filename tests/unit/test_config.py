@@ -143,6 +143,16 @@ def test_a_dumped_config_loads_as_itself(tmp_path: Path):
             ("optimizer.lr=fast",),
             "--set: optimizer.lr: input should be a valid number, unable to parse string as a number (got 'fast')",
         ),
+        (
+            GOOD,
+            ("optimizer.lr=true",),
+            "--set: optimizer.lr: input should be a valid number, unable to parse string as a number (got 'true')",
+        ),
+        (
+            GOOD,
+            ("engine={kind: deepspeed, zero_stage: true}",),
+            "--set: engine.zero_stage: input should be 0, 1, 2 or 3 (got 'true')",
+        ),
         (GOOD, ("engine.zero_stage=1",), "FILE: missing key 'engine.kind': give 'deepspeed' or 'torch'"),
         (GOOD, ("engine.kind=jax",), "--set: engine.kind: expected 'deepspeed' or 'torch' (got 'jax')"),
         (

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from pyarrow import fs as pafs
 
+from prima_ray.base import hash_file
 from prima_ray.data.images import ImageRejected
 from prima_ray.data.ingest import ImagesConfig, Part, ShardsConfig, cut, read_photo, write_part
 from prima_ray.data.schema import SHARD_SCHEMA
@@ -204,6 +205,12 @@ def test_a_written_part_is_found_and_a_changed_one_is_written_again(tmp_path: Pa
     path.write_bytes(path.read_bytes()[:-9])
     assert write_part(part) == first, "a part that was cut short is written again"
     assert path.stat().st_size == first.file.bytes
+
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert write_part(part) == first, "a part of the right size with a bit turned is written again"
+    assert hash_file(path) == first.file.sha256
 
     marker = tmp_path / "out" / "_parts" / f"{part.name}.json"
     for damage in ("", "[]", '{"key": '):

@@ -22,7 +22,9 @@ from prima_ray.data import ingest as ingest_module
 from prima_ray.data import schema
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.schema import FOLDS_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, read_manifest
+from prima_ray.stages import ingest as stage_module
 from prima_ray.stages.ingest import IngestConfig, run
+from prima_ray.stages.out_lock import LOCK
 from tests.unit.raw_data_set import DATA_SET, NUM_EXAMS, NUM_PHOTOS, RawDataSet, encoded, picture
 
 JPEG = encoded(picture(9999))
@@ -376,6 +378,45 @@ def test_an_interrupted_ingest_looks_unfinished_and_is_completed_bit_for_bit(
     assert calls < 100 + NUM_PHOTOS, "finished parts are not read again"
     assert not (out / "_parts").exists()
     assert not list(out.glob("*.tmp"))
+
+
+def test_a_second_ingest_into_the_folder_is_refused_while_the_first_is_at_work(
+    raw: RawDataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw.write()
+    out, told = tmp_path / "out", []
+    real = ingest_module.read_photo
+
+    def meanwhile(*arguments: Any) -> Any:
+        if not told:
+            told.append(mistake(raw, out))
+        return real(*arguments)
+
+    monkeypatch.setattr(ingest_module, "read_photo", meanwhile)
+    ingest(raw, out)
+    assert told == ["OUT: another process is working in this folder\n  Wait for it to end, or choose another `out`."]
+    assert not (out / LOCK).exists()
+
+
+def test_an_ingest_that_another_process_finished_meanwhile_is_taken_as_it_is(
+    raw: RawDataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both read the table while there was no folder yet."""
+    raw.write()
+    out = tmp_path / "out"
+    real = stage_module.read_source
+    stamps: dict[Path, int] = {}
+
+    def slow(*arguments: Any) -> Any:
+        found = real(*arguments)
+        monkeypatch.setattr(stage_module, "read_source", real)
+        ingest(raw, out)
+        stamps.update({path: path.stat().st_mtime_ns for path in out.iterdir()})
+        return found
+
+    monkeypatch.setattr(stage_module, "read_source", slow)
+    ingest(raw, out)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
 
 
 def test_a_run_that_ended_between_manifest_and_record_is_closed(raw: RawDataSet, tmp_path: Path):

@@ -56,6 +56,16 @@ def test_the_same_config_takes_the_run_up_and_another_is_refused(tmp_path: Path)
     )
 
 
+def test_the_same_folder_by_another_name_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Relative, absolute, or copied to elsewhere: `out` led here."""
+    monkeypatch.chdir(tmp_path)
+    finish_run(open_run(Config(out="run"), out="run", stage="align"), seed=0, inputs={})
+    absolute = str(tmp_path / "run")
+    assert open_run(Config(out=absolute), out=absolute, stage="align").finished
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert open_run(Config(out="./moved/"), out="./moved/", stage="align").finished
+
+
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(PrimaError, match="is no run directory"):
