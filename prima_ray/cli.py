@@ -111,13 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_config)
 
     command = commands.add_parser("evaluate", help="score a run beside the metadata-only baselines")
-    command.add_argument("run_dir", metavar="RUN")
+    command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
     command.add_argument("--out", help="folder of the report (default RUN/evaluation)")
     command.add_argument("--shards", help="where the run's shards are now, if they were moved")
     command.set_defaults(run=_run_evaluate)
 
     command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
-    command.add_argument("run_dir", metavar="RUN")
+    command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
     command.add_argument("--shards", help="a shard folder: every exam in it")
     command.add_argument("--out", help="with --shards: the Parquet file to write")
     command.add_argument("--image", action="append", default=[], help="a photo of the exam; repeatable")
@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_predict)
 
     command = commands.add_parser("vet", help="accept, reject or edit the entries of a risk corpus")
-    command.add_argument("corpus", metavar="CORPUS")
+    command.add_argument("corpus", metavar="CORPUS", help="the run directory of `prima corpus`")
     command.add_argument("--host", default="127.0.0.1", help="where the review page listens (default 127.0.0.1)")
     command.add_argument("--port", type=int, default=8710, help="its port; 0 takes a free one (default 8710)")
     command.add_argument("--reviewer", default="", help="your name")
@@ -149,9 +149,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_config_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="a YAML file")
+    command.add_argument("config", metavar="CONFIG", help="a YAML file, such as those of jobs/configs")
     command.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a key of it: --set optimizer.lr=1e-4; repeatable",
     )
 
 

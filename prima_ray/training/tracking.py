@@ -125,6 +125,8 @@ class _MlflowRun:
         if "://" not in str(config.mlflow_uri):
             # MLflow steers people to databases; who names a folder wants a folder.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # MLflow asks a server that is not there for minutes on end.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         try:
             self._client = MlflowClient(tracking_uri=config.mlflow_uri)
             self._id = self._open(run, config, params)
