@@ -34,11 +34,13 @@ class Report:
     title: str
     subtitle: str
     verdict: Sequence[str]
-    """A sentence a set of exams."""
+    """A sentence a set of exams, and what else a reader should see first."""
     tables: Sequence[Table]
     baselines: Mapping[str, str]
     """Title -> what it reads."""
     per_class: Sequence[Mapping[str, Any]]
+    phrases: Mapping[str, str]
+    """Class -> what it is in words."""
     pictures: Mapping[str, bytes]
     """Caption -> PNG."""
     facts: Mapping[str, str]

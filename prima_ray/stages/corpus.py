@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import time
 from collections import Counter
@@ -204,6 +205,7 @@ def _index(config: CorpusConfig, folder: Path, reading: Reading, embedder: Embed
     index = Index.open(folder)
     if not index.meta.num_chunks:
         reasons = Counter(item.reason for item in reading.quarantined)
+        shutil.rmtree(folder)  # with nothing in it, it would only keep the run from being given up
         raise PrimaError(
             "no document was read",
             where=config.out,

@@ -78,13 +78,21 @@ class _Scored:
     confusion: np.ndarray[Any, np.dtype[np.int64]]
 
 
-def run_evaluate(run_dir: str, *, out: str | None = None, shards: str | None = None, num_resamples: int = 1000) -> Path:
+def run_evaluate(
+    run_dir: str,
+    *,
+    out: str | None = None,
+    shards: str | None = None,
+    num_resamples: int = 1000,
+    notes: Sequence[str] = (),
+) -> Path:
     """Score a run of finetune or fuse; returns the folder of `report.html` and `metrics.json`.
 
     Args:
         out: default `RUN/evaluation`.
         shards: where the run's shards are now; default where they were.
         num_resamples: bootstrap resamples.
+        notes: sentences that the page shows first.
 
     Raises:
         PrimaError: no finished run that diagnoses, a file of it is missing, its shards are gone or were replaced, it
@@ -98,7 +106,7 @@ def run_evaluate(run_dir: str, *, out: str | None = None, shards: str | None = N
     scored = [_score(item, run, num_resamples) for item in sets]
     by_photo = _score(photos, run, num_resamples) if photos else None
     everything = [*scored, by_photo] if by_photo else scored
-    write_atomic(target / "report.html", render(_report(run, everything)))
+    write_atomic(target / "report.html", render(_report(run, everything, notes)))
     # Last: whoever finds the figures finds the page.
     write_json(target / "metrics.json", _metrics(run, scored, by_photo, num_resamples))
     for item in everything:
@@ -253,7 +261,7 @@ def _plain(item: _Scored) -> dict[str, Any]:
     }
 
 
-def _report(run: _Run, scored: Sequence[_Scored]) -> Report:
+def _report(run: _Run, scored: Sequence[_Scored], notes: Sequence[str]) -> Report:
     data_set = run.index.manifest.data_set
     whole = scored[0]
     pictures = {
@@ -269,11 +277,12 @@ def _report(run: _Run, scored: Sequence[_Scored]) -> Report:
         title=f"{data_set.title or data_set.name}: {run.model}",
         subtitle=f"Test fold {run.config['fold']} of {run.index.manifest.num_folds} (0 to "
         f"{run.index.manifest.num_folds - 1}), grouped by {run.config['split']}; one model, trained once.",
-        verdict=_verdicts(scored),
+        verdict=[*notes, *_verdicts(scored)],
         warnings=_warnings(run, scored),
         tables=[item.table for item in scored],
         baselines=_baselines(run),
         per_class=whole.per_class[run.model],
+        phrases={item.name: item.phrase for item in data_set.classes},
         pictures=pictures,
         facts=_facts(run),
         commands=[

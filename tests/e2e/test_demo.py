@@ -69,6 +69,14 @@ def test_a_finished_demo_is_told_again_at_once(demo: tuple[Path, subprocess.Comp
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
+def test_the_report_says_first_what_was_reached_and_what_can_be(demo: tuple[Path, Any]):
+    page = (demo[0] / "fuse" / "evaluation" / "report.html").read_text()
+    found = {item["name"]: item for item in json.loads((demo[0] / "demo.json").read_text())["outcomes"]}
+    both = found["photos and attributes"]
+    said = f"photos and attributes {both['accuracy']:.1%} (best possible {both['bound']:.1%})"
+    assert said in page.split("<h2>")[0]
+
+
 def test_the_bounds_are_what_the_project_promises():
     bounds = bayes_accuracy()
     assert max(bounds.image, bounds.attributes) <= 0.65

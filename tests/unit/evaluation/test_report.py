@@ -29,6 +29,7 @@ REPORT = Report(
     tables=[TABLE],
     baselines={"a baseline": "2 attributes: age, itch"},
     per_class=[{"class": "BCC", "precision": NAN, "recall": 0.5, "f1": 0.25, "auroc": 0.75, "num_exams": 3}],
+    phrases={"BCC": "basal cell carcinoma"},
     pictures={"A picture.": b"\x89PNG"},
     facts={"seed": "0"},
     commands=["prima evaluate RUN"],
@@ -76,11 +77,12 @@ def test_everything_is_shown_and_nothing_is_run() -> None:
         "12 exams of 7 patients",
         "2 attributes: age, itch",
         "A picture.",
+        "basal cell carcinoma",
     ):
         assert text in html
     cells = re.findall(r"<td>([\d.]+|n/a)<br><small>(.*?)</small></td>", html)
-    assert cells[0] == ("50.0", "25.0&ndash;<wbr>100.0")
-    assert cells[4] == ("40.0", "n/a&ndash;<wbr>n/a")
+    assert cells[0] == ("50.0", "25.0&ndash;100.0")
+    assert cells[4] == ("40.0", "n/a&ndash;n/a")
     assert "nan" not in html.lower()
     assert "What the baselines read" not in render(replace(REPORT, baselines={}))
 
