@@ -13,9 +13,10 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,15 @@ from prima_ray.knowledge.extractive import ExtractiveConfig
 from prima_ray.knowledge.factors import VocabularyConfig, check_vocabulary
 from prima_ray.knowledge.grounding import Dropped, ground
 from prima_ray.knowledge.index import Index, IndexConfig
-from prima_ray.knowledge.indexing import IndexReport, run_here, update_index
+from prima_ray.knowledge.indexing import (
+    EncodedPart,
+    IndexReport,
+    Part,
+    PartEncoder,
+    RunParts,
+    run_here,
+    update_index,
+)
 from prima_ray.knowledge.literature import LiteratureConfig, Reading, read_literature
 from prima_ray.knowledge.llm_calls import Usage
 from prima_ray.knowledge.pair_passages import pair_queries
@@ -196,10 +205,7 @@ def _read_descriptions(config: CorpusConfig) -> tuple[DataSetConfig, VocabularyC
 def _index(config: CorpusConfig, folder: Path, reading: Reading, embedder: Embedder, report: _Report) -> Index:
     from tqdm import tqdm
 
-    runner = run_here
-    if not isinstance(config.context, LocalContextConfig):
-        connect(config.context, num_workers=0)
-        runner = RayActors(config.embedding.num_actors)
+    runner = run_here if isinstance(config.context, LocalContextConfig) else _in_cluster(config, config.context)
     with tqdm(desc="corpus: index", unit="chunk", file=sys.stderr, mininterval=1.0) as bar:
         done = update_index(folder, reading, config.index, embedder, run=runner, prune=True, progress=bar.update)
     index = Index.open(folder)
@@ -224,6 +230,18 @@ def _index(config: CorpusConfig, folder: Path, reading: Reading, embedder: Embed
     }
     _tell_index(reading, index, done)
     return index
+
+
+def _in_cluster(config: CorpusConfig, context: RayContextConfig) -> RunParts:
+    """Actors of a cluster that is joined, or started, only where there is something to embed."""
+
+    def run(encoder: PartEncoder, parts: Iterable[Part]) -> Iterator[EncodedPart]:
+        rest = iter(parts)
+        for first in rest:
+            connect(context, num_workers=0)
+            yield from RayActors(config.embedding.num_actors)(encoder, chain([first], rest))
+
+    return run
 
 
 def _tell_index(reading: Reading, index: Index, done: IndexReport) -> None:

@@ -113,10 +113,12 @@ def test_queries_are_embedded_together(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked[1] > 36
 
 
-def test_the_same_again_does_nothing(made: Path, caplog: pytest.LogCaptureFixture):
+def test_the_same_again_does_nothing(made: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Nor is a cluster started for nothing."""
+    monkeypatch.setattr(corpus, "connect", lambda *_, **__: pytest.fail("there is nothing to embed"))
     before = (made / "corpus" / "corpus.json").stat().st_mtime_ns
     with caplog.at_level("INFO"):
-        corpus.run(config(made))
+        corpus.run(config(made, "context={kind: ray}"))
     assert "already finished" in caplog.text
     assert (made / "corpus" / "corpus.json").stat().st_mtime_ns == before
 
@@ -240,6 +242,7 @@ def test_mistakes(tmp_path: Path):
     message = say(tmp_path)
     assert "no document was read" in message
     assert "Quarantined: 6 " in message
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_a_folder_that_another_process_works_in_is_left_alone(made: Path):
