@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from prima_ray.base import write_json
@@ -27,6 +28,10 @@ from prima_ray.data.schema import (
     Manifest,
     ShardFile,
 )
+
+# The same examples every time: a failure is one of the code under test, and can be had again.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 TOY = {
     "name": "toy",

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prima_ray.base import PrimaError
@@ -68,6 +69,7 @@ WORDS = st.sampled_from(["Moles", "risk", "melanoma.", "UV", "(nevi)and", "e.g."
 
 
 @settings(max_examples=40, deadline=None)
+@example(["(nevi)and"] * 40, 0)
 @given(st.lists(WORDS, min_size=1, max_size=150), st.sampled_from([0, 8, 16]))
 def test_a_chunk_is_a_piece_of_its_section_and_fits(words: list[str], overlap: int):
     text = " ".join(words)
@@ -76,9 +78,9 @@ def test_a_chunk_is_a_piece_of_its_section_and_fits(words: list[str], overlap: i
         assert any(chunk.text in section.text for section in made.sections)
         assert num_tokens(chunk.text) <= 32
     if overlap == 0:
-        # Nothing is lost, but what was there before.
-        kept = {word for chunk in splitter().split(made) for word in chunk.text.split()}
-        assert kept == {word for section in made.sections for word in section.text.split()}
+        # Nothing is lost, but what was there before. "(nevi)and" may be cut after the bracket.
+        kept = {word for chunk in splitter().split(made) for word in re.findall(r"\w+", chunk.text)}
+        assert kept == {word for section in made.sections for word in re.findall(r"\w+", section.text)}
 
 
 def test_chunks_are_whole_sentences_under_their_headings():
