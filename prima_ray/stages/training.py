@@ -24,8 +24,8 @@ from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run
-from prima_ray.training.checkpoint import load_best, load_last
-from prima_ray.training.config import LocalContextConfig, TrainingConfig
+from prima_ray.training.checkpoint import Progress, load_best, load_last
+from prima_ray.training.config import LocalContextConfig, LoopConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
 from prima_ray.training.engine import State, trainable_parameters
 from prima_ray.training.launch import launch
@@ -99,14 +99,19 @@ def run_training(
             check_parent(path)
         plan = _plan(config, run, shards, labelled=labelled)
         task = make_task(plan)
-        _check_selection(config, plan.roles, task)
-        _train(config, plan, task)
-        trained = _chosen(config, plan, task)
-        metrics = save(trained)
-        progress = trained.progress
+        prepared, model, progress = train_task(
+            config,
+            task,
+            run=run.path,
+            shards=plan.index.shards,
+            train_rows=plan.roles.train,
+            val_rows=plan.roles.val,
+            files=plan.index.file if config.shuffle_window else None,
+        )
+        metrics = save(Trained(plan=plan, task=prepared, model=model, progress=vars(progress)))
         write_json(
             run.path / "metrics.json",
-            {"stage": stage, "best_step": progress["step"], "val": progress["metrics"], **metrics},
+            {"stage": stage, "best_step": progress.step, "val": progress.metrics, **metrics},
         )
         known = parents(plan) if parents else None
         finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs}, parents=known)
@@ -134,42 +139,54 @@ def _plan(config: TrainingConfig, run: RunDir, shards: str, *, labelled: bool) -
     return Plan(run=run, index=index, roles=roles)
 
 
-def _check_selection(config: TrainingConfig, roles: Roles, task: Task) -> None:
+def _check_selection(config: LoopConfig, task: Task) -> None:
     metric, known = config.selection.metric, task.metric_names
-    if len(roles.val) and metric not in known:
+    if metric not in known:
         raise PrimaError(
             f"selection.metric is {metric!r}, which {task.kind} does not report",
             mend=f"It reports {', '.join(sorted(known))}.",
         )
 
 
-def _train(config: TrainingConfig, plan: Plan, task: Task) -> None:
-    """Bring the checkpoints to their end."""
-    last = load_last(plan.run.path / "checkpoints")
-    if last is not None and last[1].done:
-        return
-    launch(
-        TrainingJob(
-            config=_portable(config),
-            task=task,
-            run=plan.run.path.resolve(),
-            shards=plan.index.shards,
-            train_rows=plan.roles.train,
-            val_rows=plan.roles.val,
-            files=plan.index.file if config.shuffle_window else None,
+def train_task(
+    config: LoopConfig,
+    task: Task,
+    *,
+    run: Path,
+    shards: str,
+    train_rows: Rows,
+    val_rows: Rows,
+    files: Rows | None = None,
+) -> tuple[Task, nn.Module, Progress]:
+    """Train where ``config`` says, or find it done; the checkpoints are in ``run``.
+
+    Returns:
+        the prepared task; the model on the CPU, in eval mode, with the chosen checkpoint's weights; that checkpoint.
+
+    Raises:
+        PrimaError: the task does not report what is to choose; or what a worker found wrong.
+    """
+    if len(val_rows):
+        _check_selection(config, task)
+    last = load_last(run / "checkpoints")
+    if last is None or not last[1].done:
+        launch(
+            TrainingJob(
+                config=_portable(config),
+                task=task,
+                run=run.resolve(),
+                shards=shards,
+                train_rows=train_rows,
+                val_rows=val_rows,
+                files=files,
+            )
         )
-    )
-
-
-def _chosen(config: TrainingConfig, plan: Plan, task: Task) -> Trained:
-    """The model with the weights that validation chose."""
-    state, progress = load_best(plan.run.path / "checkpoints")
+    state, progress = load_best(run / "checkpoints")
     # Found finished: the workers computed whatever is computed once.
-    prepared = task.prepare(_driver_context(config))
+    prepared = task.prepare(driver_context(config))
     model = prepared.build()
     load_parameters(model, state)
-    model.eval()
-    return Trained(plan=plan, task=prepared, model=model, progress=vars(progress))
+    return prepared, model.eval(), progress
 
 
 def _check_rows(roles: Roles, config: TrainingConfig, shards: str) -> None:
@@ -179,7 +196,7 @@ def _check_rows(roles: Roles, config: TrainingConfig, shards: str) -> None:
         raise PrimaError("the validation fold holds no exams", where=shards, mend="Choose another `val_fold`.")
 
 
-def _portable(config: TrainingConfig) -> TrainingConfig:
+def _portable(config: LoopConfig) -> LoopConfig:
     """The config for workers, whose working directory is another one."""
     uri = config.tracking.mlflow_uri
     if uri is None:
@@ -188,7 +205,7 @@ def _portable(config: TrainingConfig) -> TrainingConfig:
     return config.model_copy(update={"tracking": tracking})
 
 
-def _driver_context(config: TrainingConfig) -> LocalContext:
+def driver_context(config: LoopConfig) -> LocalContext:
     """This process, on the device that training used if it ran here."""
     return LocalContext(config.context.device if isinstance(config.context, LocalContextConfig) else "auto")
 
@@ -261,7 +278,7 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
     """
     index, roles = trained.plan.index, trained.plan.roles
     rows = np.sort(np.concatenate([roles.val, roles.test]))
-    context = _driver_context(config)
+    context = driver_context(config)
     model = trained.model.to(context.device)
     spec = trained.task.stream(train=False)
     plan = plan_epoch(rows, global_batch=min(config.micro_batch or 64, 64), seed=0, epoch=0, shuffle=False)

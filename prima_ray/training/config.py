@@ -109,16 +109,11 @@ class TrackingConfig(StrictConfig):
     mlflow_experiment: str = "prima_ray"
 
 
-class TrainingConfig(StrictConfig):
-    """What align, finetune and fuse share."""
+class LoopConfig(StrictConfig):
+    """What every stage that trains has."""
 
     out: str
     seed: int = Field(default=0, ge=0)
-    fold: int | Literal["none"] = 0
-    """The test fold, touched once; `none` trains on every fold."""
-    val_fold: int | None = None
-    """Decides everything that is chosen; `null`: the fold after `fold`."""
-    split: Literal["patient", "lesion"] = "patient"
     epochs: int = Field(default=10, gt=0)
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after so many optimizer steps; the schedule ends there too."""
@@ -142,11 +137,9 @@ class TrainingConfig(StrictConfig):
     """Write every step's exams to steps.jsonl."""
     shuffle_window: int | None = Field(default=None, gt=0)
     """Rows shuffled together; `null` shuffles the whole data set at once. Set it for data larger than memory."""
-    feature_cache: str | None = None
-    """Where frozen towers' features are kept; `null`: `features` beside `out`."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_loop(self) -> Self:
         low, high = self.worker_range
         if low < 1 or high < low:
             raise ValueError(f"num_workers: expected a number from 1 or [min, max], got {self.num_workers!r}")
@@ -157,16 +150,10 @@ class TrainingConfig(StrictConfig):
             )
         if self.global_batch < high:
             raise ValueError(f"global_batch {self.global_batch} is smaller than num_workers {high}")
-        if self.fold != "none" and self.val_fold == self.fold:
-            raise ValueError(f"val_fold and fold are both {self.fold}: the test fold must not choose the model")
         if self.selection.min_epochs > self.epochs:
             raise ValueError(
                 f"selection.min_epochs is {self.selection.min_epochs}, but there are {self.epochs} epochs: none would "
                 "be chosen before the last"
-            )
-        if self.fold == "none" and self.val_fold is None and self.selection.patience_epochs is not None:
-            raise ValueError(
-                "selection.patience_epochs needs a validation fold: with fold: none, name a val_fold or set it to null"
             )
         return self
 
@@ -174,3 +161,25 @@ class TrainingConfig(StrictConfig):
     def worker_range(self) -> tuple[int, int]:
         """Least and most workers."""
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+
+class TrainingConfig(LoopConfig):
+    """What align, finetune and fuse share: the loop over the folds of a data set."""
+
+    fold: int | Literal["none"] = 0
+    """The test fold, touched once; `none` trains on every fold."""
+    val_fold: int | None = None
+    """Decides everything that is chosen; `null`: the fold after `fold`."""
+    split: Literal["patient", "lesion"] = "patient"
+    feature_cache: str | None = None
+    """Where frozen towers' features are kept; `null`: `features` beside `out`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fold != "none" and self.val_fold == self.fold:
+            raise ValueError(f"val_fold and fold are both {self.fold}: the test fold must not choose the model")
+        if self.fold == "none" and self.val_fold is None and self.selection.patience_epochs is not None:
+            raise ValueError(
+                "selection.patience_epochs needs a validation fold: with fold: none, name a val_fold or set it to null"
+            )
+        return self

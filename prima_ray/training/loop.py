@@ -25,7 +25,7 @@ from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
 from prima_ray.training.allocator import keep_freed_memory
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
-from prima_ray.training.config import TrainingConfig
+from prima_ray.training.config import LoopConfig
 from prima_ray.training.contexts import WorkerContext
 from prima_ray.training.engine import Engine, State, build_engine, trainable_parameters
 from prima_ray.training.gather import Gather
@@ -41,7 +41,7 @@ Rows = NDArray[np.int64]
 class TrainingJob:
     """Everything a worker needs, the same on every rank; picklable."""
 
-    config: TrainingConfig
+    config: LoopConfig
     task: Task
     run: Path
     shards: str
