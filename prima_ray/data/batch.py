@@ -31,6 +31,8 @@ class ImageTextBatch:
     """(N, L) bool: True on every token that is not padding (specials included)."""
     token_mask: Tensor | None = None
     """(N, L) bool: True on real tokens (neither padding nor special)."""
+    token_labels: Tensor | None = None
+    """(N, L) int64: the token that stood where one was masked, -1 elsewhere."""
     attributes: Tensor | None = None
     """(N, A) float32: the weighted one-hot vector y of the soft targets."""
     image_cls: Tensor | None = None

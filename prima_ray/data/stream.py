@@ -1,6 +1,6 @@
 """Shards -> `ImageTextBatch`, in an order fixed by (seed, epoch): a local path without Ray, and Ray Data.
 
-Both paths read the same planned rows and run the same `Collator`, so their batches are equal bit for bit. Blocks carry
+Both paths read the same planned rows and run the same collator, so their batches are equal bit for bit. Blocks carry
 *encoded* photos; decoding happens in the collate step, in the consumer's threads.
 
     index = ExamIndex.read(shards)
@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from prima_ray.data.reader import CACHE_BYTES, PlannedRead, RowReader, Rows
 from prima_ray.data.schema import Manifest, read_manifest
 
 __all__ = [
+    "Collate",
     "Collator",
     "ExamIndex",
     "Roles",
@@ -51,10 +52,23 @@ TASK_ROWS = 2048
 TASKS_PER_EXECUTION = 1000
 
 
+class Collate(Protocol):
+    """Rows -> a batch, in whatever thread calls it; picklable. `Collator` for exams, `MaskingCollator` for texts."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The shard columns that a batch is made of."""
+        ...
+
+    def __call__(self, table: pa.Table) -> ImageTextBatch:
+        """A table of `columns`, `epoch` and `padding` (see `RowReader.read`) -> the batch of its rows."""
+        ...
+
+
 def local_batches(
     shards: str,
     steps: Steps,
-    collate: Collator,
+    collate: Collate,
     *,
     features: FeatureSet | None = None,
     prefetch: int = 4,
@@ -92,7 +106,7 @@ def local_batches(
 def ray_batches(
     shards: str,
     steps: Steps,
-    collate: Collator,
+    collate: Collate,
     *,
     features: FeatureSet | None = None,
     prefetch: int = 4,
@@ -137,7 +151,7 @@ def _planned_reads(
     shards: str,
     manifest: Manifest,
     steps: Steps,
-    collate: Collator,
+    collate: Collate,
     features: FeatureSet | None,
     *,
     row_bytes: int,
@@ -167,7 +181,7 @@ def _planned_reads(
         yield task()
 
 
-def _row_bytes(manifest: Manifest, collate: Collator, features: FeatureSet | None) -> int:
+def _row_bytes(manifest: Manifest, collate: Collate, features: FeatureSet | None) -> int:
     """Mean encoded bytes of a planned row."""
     files = list(manifest.files) if "images" in collate.columns else []
     total = sum(file.bytes for file in files)

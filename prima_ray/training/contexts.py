@@ -18,10 +18,9 @@ import torch
 
 from prima_ray.base import PrimaError
 from prima_ray.data.batch import ImageTextBatch
-from prima_ray.data.collate import Collator
 from prima_ray.data.features import FeatureSet
 from prima_ray.data.reader import Rows
-from prima_ray.data.stream import local_batches, ray_batches
+from prima_ray.data.stream import Collate, local_batches, ray_batches
 from prima_ray.training.quiet import quiet_worker
 
 Steps = Iterable[tuple[int, Rows]]
@@ -32,7 +31,7 @@ Steps = Iterable[tuple[int, Rows]]
 class StreamSpec:
     """How planned rows become batches."""
 
-    collate: Collator
+    collate: Collate
     features: FeatureSet | None = None
     """Cached features that are read beside, or instead of, pixels and text."""
 
