@@ -31,41 +31,74 @@ def load_pretrained(
     Raises:
         PrimaError: nothing there, damaged, of another type, or weights that do not fit their config.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    folder = resolve_text_model(source)
-    mend = f"Name a local folder in {key}, or bring the model with `prima fetch`."
-    try:
-        architecture = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise PrimaError(f"no model to be had ({first_line(error)})", where=source, mend=mend) from None
+    architecture = read_architecture(source, key=key)
     if model_type is not None and architecture.model_type != model_type:
         raise PrimaError(f"is a {architecture.model_type} model, expected {model_type}", where=source)
-    no_dropout(architecture)
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if attention is not None:
-        options["attn_implementation"] = attention
+    options = {} if attention is None else {"attn_implementation": attention}
     untied = model_type is not None and not architecture.tie_word_embeddings
-    auto = AutoModelForCausalLM if untied else AutoModel
-    if torch.get_default_device().type == "meta":
-        model = auto.from_config(architecture, **options)
-    else:
-        # Its report of what the checkpoint has beside the model (a masked-LM head) is no news; what lacks is looked at.
-        reporter = logging.getLogger("transformers.modeling_utils")
-        reporter.addFilter(_no_report)
-        try:
-            model, report = auto.from_pretrained(
-                folder, config=architecture, use_safetensors=True, output_loading_info=True, **options
-            )
-        except Exception as error:  # safetensors, huggingface_hub and torch have each their own
-            raise PrimaError(f"no weights to be had ({first_line(error)})", where=source, mend=mend) from None
-        finally:
-            reporter.removeFilter(_no_report)
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED))
-        if missing:
-            raise PrimaError(f"the weights do not fit their config: {len(missing)} are missing ({missing[0]}, ...)",
-                             where=source)  # fmt: skip
+    model, missing = read_weights(
+        AutoModelForCausalLM if untied else AutoModel, source, architecture, key=key, **options
+    )
+    refuse_missing(missing, source)
     return (model.get_decoder(), model.get_output_embeddings()) if untied else (model, None)
+
+
+def read_architecture(source: str, *, key: str) -> Any:
+    """The transformers config of a model, with every dropout at 0; see `load_pretrained`."""
+    from transformers import AutoConfig
+
+    try:
+        architecture = AutoConfig.from_pretrained(resolve_text_model(source))
+    except (OSError, ValueError) as error:
+        raise PrimaError(f"no model to be had ({first_line(error)})", where=source, mend=_mend(key)) from None
+    no_dropout(architecture)
+    return architecture
+
+
+def read_weights(auto: Any, source: str, architecture: Any, *, key: str, **options: Any) -> tuple[Any, list[str]]:
+    """A model in fp32, and the names of its weights that the checkpoint lacks: those are random.
+
+    Args:
+        auto: the class of transformers that makes it.
+    """
+    options["dtype"] = torch.float32
+    if torch.get_default_device().type == "meta":
+        return auto.from_config(architecture, **options), []
+    # Its report of what the checkpoint has beside the model (a masked-LM head) is no news; what lacks is looked at.
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(_no_report)
+    try:
+        model, report = auto.from_pretrained(
+            resolve_text_model(source),
+            config=architecture,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # safetensors, huggingface_hub and torch have each their own
+        raise PrimaError(f"no weights to be had ({first_line(error)})", where=source, mend=_mend(key)) from None
+    finally:
+        reporter.removeFilter(_no_report)
+    return model, sorted(report["missing_keys"])
+
+
+def refuse_missing(missing: list[str], source: str) -> None:
+    """Weights that the checkpoint should have.
+
+    Raises:
+        PrimaError: naming the first.
+    """
+    wanted = [name for name in missing if not name.startswith(_UNUSED)]
+    if wanted:
+        raise PrimaError(
+            f"the weights do not fit their config: {len(wanted)} are missing ({wanted[0]}, ...)", where=source
+        )
+
+
+def _mend(key: str) -> str:
+    return f"Name a local folder in {key}, or bring the model with `prima fetch`."
 
 
 def _no_report(record: logging.LogRecord) -> bool:
