@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -39,6 +40,12 @@ class TextTowerConfig(StrictConfig):
     @property
     def source(self) -> str:
         return self.path or self.name
+
+    @property
+    def folder(self) -> str | None:
+        """The local folder that the model comes from; None for a hub's name and the offline model."""
+        folder = Path(self.source).expanduser()
+        return str(folder) if folder.is_dir() else None
 
     def check_architecture(self) -> None:
         """Look for mistakes in `config` before anything is built from it.

@@ -21,6 +21,7 @@ from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, Tempera
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages.priors import described_with_priors, parent_state, record_choice
+from prima_ray.stages.rundir import CONFIG as RUN_CONFIG
 from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import Plan, Trained, check_pixels, check_view_size, feature_root, run_training
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
@@ -35,7 +36,7 @@ class AlignInputs(StrictConfig):
 
     shards: InputPath
     text_encoder: InputPath | None = None
-    """A refined encoder (a transformers folder) in place of `text_tower.name`."""
+    """A refined encoder in place of `text_tower.name`: a run of refine, or a transformers folder."""
     corpus: InputPath | None = None
     """A risk corpus, whose accepted entries decide what the text says and what the soft targets weigh (`priors`)."""
 
@@ -77,8 +78,12 @@ def run(config: AlignConfig) -> Path:
     Raises:
         PrimaError: a mistake in the config or its inputs.
     """
-    named = {"text_encoder": config.inputs.text_encoder, "corpus": config.inputs.corpus}
+    # A folder that the tower names is a parent like any other: it may be of an unvetted run.
+    encoder = config.inputs.text_encoder or config.text_tower.folder
+    named = {"text_encoder": encoder, "corpus": config.inputs.corpus}
     parents = {role: path for role, path in named.items() if path}
+    if config.inputs.text_encoder:
+        _encoder_folder(config.inputs.text_encoder)
     if config.inputs.corpus:
         read_record(config.inputs.corpus, stage="corpus")
     config.text_tower.check_architecture()
@@ -104,7 +109,7 @@ def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
     record_choice(plan.run.path, data_set, config.text, encoder)
     text_tower = config.text_tower
     if config.inputs.text_encoder:
-        text_tower = text_tower.model_copy(update={"path": config.inputs.text_encoder})
+        text_tower = text_tower.model_copy(update={"path": _encoder_folder(config.inputs.text_encoder)})
     return AlignTask(
         seed=config.seed,
         shards=config.inputs.shards,
@@ -122,6 +127,14 @@ def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
         feature_config=config.features,
         cache_text=config.cache_features,
     )
+
+
+def _encoder_folder(path: str) -> str:
+    """The transformers folder of a run of refine; any other folder as it is."""
+    if not (Path(path) / RUN_CONFIG).exists():
+        return path
+    read_record(path, stage="refine")
+    return str(Path(path) / "model")
 
 
 def _fit_soft_targets(

@@ -90,11 +90,13 @@ def run(config: FuseConfig) -> Path:
     if config.fusion.kind == "qwen3":
         config.fusion.check_architecture()
     check_pixels(config.views, tower=config.image_tower, parents=parents.values())
+    # A folder that the tower names is a parent like any other: it may be of an unvetted run.
+    encoder = config.text_tower.folder if config.text_tower else None
     return run_training(
         config,
         stage="fuse",
         shards=config.inputs.shards,
-        inputs=parents,
+        inputs={**parents, **({"text_encoder": encoder} if encoder else {})},
         make_task=lambda plan: make_task(config, plan),
         save=lambda trained: _save(config, trained),
         labelled=True,
