@@ -25,6 +25,7 @@ from prima_ray.training.cluster import disconnect
 STAGES: dict[str, tuple[str, str, str]] = {
     "ingest": ("prima_ray.stages.ingest", "IngestConfig", "photos and a table -> shards, folds, manifest, quarantine"),
     "corpus": ("prima_ray.stages.corpus", "CorpusConfig", "literature -> what it says of risk factors, with quotes"),
+    "refine": ("prima_ray.stages.refine", "RefineConfig", "risk corpus -> a text encoder that has read it"),
     "align": ("prima_ray.stages.align", "AlignConfig", "shards -> image and text towers aligned by four losses"),
     "finetune": ("prima_ray.stages.finetune", "FinetuneConfig", "align's image tower -> a classifier of photos"),
     "fuse": ("prima_ray.stages.fuse", "FuseConfig", "towers -> the diagnosis from photos and attributes"),

@@ -20,8 +20,9 @@ from prima_ray.data.batch import ImageTextBatch
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionHeads
 from prima_ray.models.fusion import FusionInputs
+from prima_ray.models.masked_lm import load_masked_lm
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, resolve_text_model
-from prima_ray.stages import align, finetune, fuse
+from prima_ray.stages import align, finetune, fuse, refine
 
 PAPER = Path(__file__).parents[2] / "jobs/configs/paper"
 CLASSES = 6
@@ -64,7 +65,7 @@ def parameter_counts(module: torch.nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
-@pytest.mark.parametrize("stage", ["align", "finetune", "fuse"])
+@pytest.mark.parametrize("stage", ["refine", "align", "finetune", "fuse"])
 def test_they_are_printed_without_loading_anything(
     stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,12 +92,29 @@ def test_the_recipe_is_the_papers() -> None:
         losses.local_semantic.weight,
         losses.soft_semantic.weight,
     ] == [0.2, 0.3, 0.2, 0.3]
+    text = load_config(refine.RefineConfig, PAPER / "refine.yaml")
+    assert (text.trainable, text.lora.rank, text.mask_rate, text.epochs) == ("lora", 8, 0.30, 2500)
+    assert (text.optimizer.lr, text.optimizer.weight_decay, text.optimizer.warmup_fraction) == (5e-5, 1e-3, 0.1)
+    assert text.text_tower.name == first.text_tower.name
     last = load_config(fuse.FuseConfig, PAPER / "fuse.yaml")
     assert last.fusion.kind == "qwen3"
     assert (last.fusion.name, last.fusion.lora.rank, last.epochs) == ("Qwen/Qwen3-1.7B", 16, 80)
     assert (last.optimizer.lr, last.optimizer.weight_decay, last.optimizer.warmup_fraction) == (1e-5, 3e-2, 0.1)
-    for config in (first, last):
+    for config in (text, first, last):
         assert (config.precision, config.engine.kind, config.context.kind) == ("bf16", "deepspeed", "ray")
+
+
+def test_refine_at_true_size(tmp_path: Path) -> None:
+    folder = architecture(tmp_path / "modernbert", MODERNBERT_BASE)
+    config = load_config(refine.RefineConfig, PAPER / "refine.yaml", [f"text_tower.path={folder}"])
+    with torch.device("meta"):
+        model, has_head = load_masked_lm(config.text_tower.source, key="text_tower.path")
+        model.set_trainable("encoder", config.trainable, config.lora)
+    adapters = 22 * 8 * (4 * 768 + 2 * 768 + (768 + 2 * 1152) + (1152 + 768))
+    assert has_head
+    assert parameter_counts(model.encoder) == (149_014_272 + adapters, adapters)
+    # "About 1 %".
+    assert refine.trained_share(model) == pytest.approx(0.0112, abs=1e-4)
 
 
 def test_align_at_true_size(tmp_path: Path) -> None:
