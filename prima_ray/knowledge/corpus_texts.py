@@ -1,13 +1,14 @@
 """The texts of a corpus for masked-language modelling, and which entries are held out.
 
-Entries are held out whole, with every text of theirs. Corpora repeat themselves: entries share passages, and a
-statement may be a passage's own sentence. What a held-out entry has in common with the texts that train is no test of
+Entries are held out whole, with every text of theirs. Corpora repeat themselves: entries share passages, passages
+overlap, and a statement may be a passage's own sentence. A sentence of a held-out entry that also trains is no test of
 anything and is left out.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
@@ -20,6 +21,9 @@ from prima_ray.knowledge.corpus import cited_chunks
 from prima_ray.knowledge.entries import Entry
 from prima_ray.knowledge.splitting import split_sentences
 from prima_ray.models.tokenizer import TextTokenizer
+
+_REFERENCE = re.compile(r"\s*\[([^\[\]]+)\]")
+_MARKS = " .,;:!?()[]*\u2022-\u2013\"'\u201c\u201d\u2018\u2019"
 
 
 class TextsConfig(StrictConfig):
@@ -62,14 +66,17 @@ def hold_out(entries: Sequence[Entry], share: float, seed: int) -> frozenset[str
 
 
 def entry_texts(entry: Entry, chunks: Mapping[str, Chunk], config: TextsConfig) -> list[str]:
-    """What is read of one entry, in its order."""
-    texts: list[str] = [entry.summary] if config.summaries else []
+    """What is read of one entry, in its order. References to chunks ("[6c8135a7af961506]") are no words."""
+    cited = cited_chunks(entry)
+    texts: list[str] = []
+    if config.summaries:
+        texts.append(_REFERENCE.sub(lambda found: "" if found[1] in chunks else found[0], entry.summary))
     if config.statements:
         texts += [item.text for item in entry.statements]
     if config.quotes:
         texts += [part.quote for item in entry.statements for part in item.quotes]
     if config.passages:
-        texts += [chunks[name].text for name in cited_chunks(entry)]
+        texts += [chunks[name].text for name in cited]
     return texts
 
 
@@ -81,33 +88,39 @@ def corpus_texts(
     held_out: frozenset[str],
     cut: Callable[[str], list[str]],
 ) -> tuple[list[SideText], int]:
-    """The texts of both sides, each once, and how many held-out ones were left out because they also train.
+    """The texts of both sides, each once, and how many sentences of held-out ones were left out: they also train.
 
-    A held-out text is left out where it equals a training text or stands inside of one, whatever the case and the
-    white space.
+    A sentence is left out where it stands in a training text, whatever the case, the white space and the marks around
+    it. What is left of its text stays.
 
     Args:
         cut: a text -> pieces that the encoder reads whole.
     """
+    read = [(entry.entry_id, text) for entry in entries for text in dict.fromkeys(entry_texts(entry, chunks, config))]
+    trains = "\n".join(fold(text) for owner, text in read if owner not in held_out)
     sides: dict[bool, dict[str, tuple[str, str]]] = {False: {}, True: {}}
-    for entry in entries:
-        side = sides[entry.entry_id in held_out]
-        for text in entry_texts(entry, chunks, config):
-            for piece in cut(text):
-                side.setdefault(_fold(piece), (entry.entry_id, piece))
-    trains = "\n".join(sides[False])
-    kept = {folded: found for folded, found in sides[True].items() if folded not in trains}
+    left_out: set[str] = set()
+    for owner, text in read:
+        kept = text
+        if owner in held_out:
+            folded = {sentence: fold(sentence) for sentence in split_sentences(text)}
+            seen = {sentence for sentence, words in folded.items() if words in trains}
+            left_out.update(folded[sentence] for sentence in seen if folded[sentence])
+            kept = "".join(sentence for sentence in split_sentences(text) if sentence not in seen)
+        for piece in cut(kept):
+            sides[owner in held_out].setdefault(fold(piece), (owner, piece))
     texts = [
-        SideText(name=f"{owner}:{hash_key(folded):016x}", owner=owner, text=text, held_out=is_held_out)
-        for is_held_out, side in ((False, sides[False]), (True, kept))
-        for folded, (owner, text) in side.items()
+        SideText(name=f"{owner}:{hash_key(folded):016x}", owner=owner, text=text, held_out=side)
+        for side, found in sides.items()
+        for folded, (owner, text) in found.items()
         if folded
     ]
-    return texts, len(sides[True]) - len(kept)
+    return texts, len(left_out)
 
 
-def _fold(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def fold(text: str) -> str:
+    """The text's words in one way of writing, without the marks around it."""
+    return " ".join(text.split()).casefold().strip(_MARKS)
 
 
 class TextCutter:

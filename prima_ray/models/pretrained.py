@@ -66,7 +66,8 @@ def read_weights(auto: Any, source: str, architecture: Any, *, key: str, **optio
     options["dtype"] = torch.float32
     if torch.get_default_device().type == "meta":
         return auto.from_config(architecture, **options), []
-    # Its report of what the checkpoint has beside the model (a masked-LM head) is no news; what lacks is looked at.
+    # What it reports of weights that the checkpoint has beside the model (a masked-LM head) is no news; nor is what it
+    # says of tied ones that lack, for what lacks is looked at.
     reporter = logging.getLogger("transformers.modeling_utils")
     reporter.addFilter(_no_report)
     try:
@@ -102,7 +103,7 @@ def _mend(key: str) -> str:
 
 
 def _no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+    return not any(words in record.getMessage() for words in ("LOAD REPORT", "tied weights mapping"))
 
 
 def check_architecture(fields: Mapping[str, Any], *, key: str) -> None:

@@ -68,7 +68,7 @@ class RefineConfig(LoopConfig):
     """Share of a text's tokens that are to be guessed, at least one."""
     replacement: ReplacementConfig = ReplacementConfig()
     head: HeadConfig = HeadConfig()
-    vocabulary: InputPath | None = None
+    factors: InputPath | None = None
     """The YAML of the factors' terms: these words count as risk terms too, beside the phrases of the corpus."""
     probe: ProbeConfig = ProbeConfig()
     epochs: int = Field(default=100, gt=0)
@@ -93,7 +93,7 @@ def run(config: RefineConfig) -> Path:
     """
     read_record(config.inputs.corpus, stage="corpus")
     # What would fail at the end is read at the beginning.
-    terms = read_terms(config.inputs.corpus, config.vocabulary)
+    terms = read_terms(config.inputs.corpus, config.factors)
     if config.inputs.shards:
         read_manifest(config.inputs.shards)
     chosen = None if read_split(Path(config.out)) else choose_texts(_request(config))

@@ -96,14 +96,14 @@ class TermItem:
     spans: tuple[Span, ...]
 
 
-def read_terms(corpus: str, vocabulary: str | None) -> Terms:
+def read_terms(corpus: str, factors: str | None) -> Terms:
     """The risk terms of a corpus and, where it is given, of the YAML that declared its factors.
 
     Raises:
         PrimaError: one of them is damaged.
     """
     read = read_corpus(corpus)
-    declared = validate_config(VocabularyConfig, read_yaml(vocabulary), where=vocabulary) if vocabulary else None
+    declared = validate_config(VocabularyConfig, read_yaml(factors), where=factors) if factors else None
     return risk_terms(read.factors, read.diagnoses, declared)
 
 

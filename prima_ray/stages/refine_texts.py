@@ -39,7 +39,7 @@ class Split(StrictConfig):
     num_train_texts: int
     num_held_out_texts: int
     num_left_out: int
-    """Held-out texts that also train."""
+    """Sentences of held-out entries that also train."""
 
     @property
     def state(self) -> ParentState:
@@ -101,7 +101,7 @@ def write_texts(run: Path, split: Split, texts: Sequence[SideText]) -> None:
 def tell(split: Split) -> None:
     """One line on both sides, and a warning where entries are unvetted."""
     _log.info(
-        "refine: %d texts of %d entries train, %d of %d are held out (%d more also train)",
+        "refine: %d texts of %d entries train, %d of %d are held out, without %d sentences that also train",
         split.num_train_texts,
         len(split.train),
         split.num_held_out_texts,

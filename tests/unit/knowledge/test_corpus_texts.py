@@ -73,16 +73,24 @@ def test_all_texts_of_an_entry_are_on_its_side():
     assert len(found) == len({item.name for item in found}) == 10
 
 
-def test_what_also_trains_is_left_out_of_the_held_out_side():
-    held = entry("itch", "BCC", "raises", (OTHER, "Itching was reported"), (SUN, "raise the risk"), summary="ONE  a.")
+def test_sentences_that_also_train_are_left_out_of_the_held_out_side():
+    held = entry(
+        "itch", "BCC", "raises", (OTHER, "Itching was reported"), (SUN, "raise the risk"),
+        summary="New. \u201cONE  a.\u201d And so on.",
+    )  # fmt: skip
     trains = entry("sunburn", "BCC", "raises", (SUN, "Sunburns"), summary="One A. And more.")
     found, left_out = texts([held, trains], {"itch:BCC"})
-    # The summary stands inside of the other's, the statement and a passage are the same; white space and case aside.
-    assert [item.text for item in found if item.held_out] == ["Says doc2.", OTHER.text]
-    assert left_out == 3
+    # White space, case and marks aside; a statement and a passage are the same.
+    assert [item.text for item in found if item.held_out] == ["New. And so on.", "Says doc2.", OTHER.text]
+    assert left_out > 2
     # On one side, equal texts count once.
     twice, _ = texts([trains, trains.model_copy(update={"factor": "age"})], set())
     assert [item.text for item in twice] == ["One A. And more.", "Says doc1.", SUN.text]
+
+
+def test_references_to_chunks_are_no_words():
+    item = ENTRIES[0].model_copy(update={"summary": f"Raises it [{SUN.chunk_id}]; see [2] [{OTHER.chunk_id}]."})
+    assert entry_texts(item, BY_ID, TextsConfig(statements=False, passages=False)) == ["Raises it; see [2]."]
 
 
 def test_a_long_text_is_cut_between_sentences_into_what_the_encoder_reads():

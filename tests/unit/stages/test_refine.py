@@ -308,7 +308,7 @@ def test_what_would_fail_at_the_end_fails_at_the_beginning(tmp_path: Path, encod
     assert "manifest.json is missing" in error_of(
         config_of(tmp_path / "run", corpus, encoder, inputs={"shards": missing})
     )
-    assert "none.yaml" in error_of(config_of(tmp_path / "run", corpus, encoder, vocabulary=f"{missing}.yaml"))
+    assert "none.yaml" in error_of(config_of(tmp_path / "run", corpus, encoder, factors=f"{missing}.yaml"))
 
 
 @pytest.mark.parametrize(
