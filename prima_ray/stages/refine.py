@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from prima_ray.base import InputPath, StrictConfig, write_json
+from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri, write_json
 from prima_ray.data.masking import ReplacementConfig
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.reader import Rows
@@ -21,9 +21,10 @@ from prima_ray.knowledge.mentions import Terms
 from prima_ray.models.lora import LoraConfig
 from prima_ray.models.masked_lm import MaskedLM, load_masked_lm
 from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.refine_report import ProbeConfig, ReportInputs, log_table, read_terms, report
-from prima_ray.stages.refine_texts import TEXTS, TextsRequest, choose_texts, read_split, tell, write_texts
-from prima_ray.stages.rundir import finish_run, open_run, read_record
+from prima_ray.stages.refine_texts import SPLIT, TEXTS, TextsRequest, prepare_texts
+from prima_ray.stages.rundir import RunDir, check_finished, check_parent, finish_run, read_record
 from prima_ray.stages.training import EXECUTION_KEYS, driver_context, train_task
 from prima_ray.training.checkpoint import Progress
 from prima_ray.training.config import LoopConfig, OptimizerConfig, SelectionConfig
@@ -32,6 +33,8 @@ from prima_ray.training.tasks.refine import RefineTask
 _log = logging.getLogger(__name__)
 HEADED = "masked_lm"
 """The encoder as it was, with the head that was trained for it: what "before" means."""
+_PREPARED = frozenset({TEXTS, SPLIT, "mistake.json", "ray"})
+"""What a run holds before its first step, besides its config."""
 
 
 class RefineInputs(StrictConfig):
@@ -91,23 +94,32 @@ def run(config: RefineConfig) -> Path:
     Raises:
         PrimaError: a mistake in the config or its inputs.
     """
+    if is_uri(config.out):
+        raise PrimaError(
+            "a run of refine is a folder on a disk", where=config.out, mend="Name a local folder in `out`."
+        )
     read_record(config.inputs.corpus, stage="corpus")
     # What would fail at the end is read at the beginning.
     terms = read_terms(config.inputs.corpus, config.factors)
     if config.inputs.shards:
         read_manifest(config.inputs.shards)
-    chosen = None if read_split(Path(config.out)) else choose_texts(_request(config))
-    # What the corpus lacks is said before there is a folder that another config would find taken.
-    opened = open_run(config, out=config.out, stage="refine", execution_keys=EXECUTION_KEYS)
-    if opened.finished:
-        _log.info("%s: already finished, nothing to do", opened.path)
-        return opened.path
-    if chosen:
-        write_texts(opened.path, *chosen)
-    split = read_split(opened.path)
-    if split is None:
-        raise AssertionError("the split was just written")
-    tell(split)
+    with open_alone(
+        config, out=config.out, stage="refine", execution_keys=EXECUTION_KEYS, prepared=_PREPARED
+    ) as opened:
+        if opened.finished:
+            check_finished(opened)
+            _log.info("%s: already finished, nothing to do", opened.path)
+        else:
+            _refine(config, opened, terms)
+    return opened.path
+
+
+def _refine(config: RefineConfig, opened: RunDir, terms: Terms) -> None:
+    parents = {"corpus": config.inputs.corpus, "shards": config.inputs.shards, "text_encoder": config.text_tower.folder}
+    inputs = {role: path for role, path in parents.items() if path}
+    for path in inputs.values():
+        check_parent(path)
+    split = prepare_texts(opened.path, _request(config))
     index = ExamIndex.read(str((opened.path / TEXTS).resolve()))
     rows = np.flatnonzero(index.labels == index.manifest.data_set.class_names.index(HELD_OUT))
     sides = _Sides(index, np.setdiff1d(np.arange(len(index)), rows), rows)
@@ -121,10 +133,7 @@ def run(config: RefineConfig) -> Path:
     head = "trained" if (opened.path / HEADED).exists() else "published"
     known = {"best_step": progress.step, "val": progress.metrics, "trained_share": share, "head": head}
     write_json(opened.path / "metrics.json", {"stage": "refine", **known, **figures})
-    parents = {"corpus": config.inputs.corpus, "shards": config.inputs.shards, "text_encoder": config.text_tower.folder}
-    named = {role: path for role, path in parents.items() if path}
-    finish_run(opened, seed=config.seed, inputs=named, parents=split.state)
-    return opened.path
+    finish_run(opened, seed=config.seed, inputs=inputs, parents=split.state)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prima_ray.base import PrimaError, StrictConfig
-from prima_ray.config import read_yaml, validate_config
+from prima_ray.config import load_config
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.metadata import MetadataTextConfig, describe
 from prima_ray.data.plan import ExamIndex, plan_epoch
@@ -103,7 +103,7 @@ def read_terms(corpus: str, factors: str | None) -> Terms:
         PrimaError: one of them is damaged.
     """
     read = read_corpus(corpus)
-    declared = validate_config(VocabularyConfig, read_yaml(factors), where=factors) if factors else None
+    declared = load_config(VocabularyConfig, factors) if factors else None
     return risk_terms(read.factors, read.diagnoses, declared)
 
 

@@ -7,7 +7,6 @@ split.json    the corpus as it was read, and which entries are on which side: wr
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +57,31 @@ class TextsRequest:
     tokenizer: TextTokenizer
 
 
-def choose_texts(request: TextsRequest) -> tuple[Split, list[SideText]]:
-    """Read the corpus and split it; writes nothing.
+def prepare_texts(run: Path, request: TextsRequest) -> Split:
+    """Write the texts of both sides into the run, or find them there; tells how many.
 
     Raises:
-        PrimaError: too few entries can be used for a split, or a damaged corpus.
+        PrimaError: too few entries can be used for a split, or a damaged corpus or split.
     """
+    split = _read_split(run)
+    if split is None:
+        split, texts = _choose_texts(request)
+        write_text_shards(run / TEXTS, texts)
+        write_json(run / SPLIT, split.model_dump(mode="json"))
+    _log.info(
+        "refine: %d texts of %d entries train, %d of %d are held out, without %d sentences that also train",
+        split.num_train_texts,
+        len(split.train),
+        split.num_held_out_texts,
+        len(split.held_out),
+        split.num_left_out,
+    )
+    if split.unvetted:
+        _log.warning("warning: entries that nobody has vetted are used; this run and its descendants are marked so")
+    return split
+
+
+def _choose_texts(request: TextsRequest) -> tuple[Split, list[SideText]]:
     # The hash first: a decision that comes in between makes the record too old, never too new.
     digest = input_hash(request.corpus)
     corpus = read_corpus(request.corpus)
@@ -92,26 +110,6 @@ def choose_texts(request: TextsRequest) -> tuple[Split, list[SideText]]:
     return split, texts
 
 
-def write_texts(run: Path, split: Split, texts: Sequence[SideText]) -> None:
-    """Write both into the run."""
-    write_text_shards(run / TEXTS, texts)
-    write_json(run / SPLIT, split.model_dump(mode="json"))
-
-
-def tell(split: Split) -> None:
-    """One line on both sides, and a warning where entries are unvetted."""
-    _log.info(
-        "refine: %d texts of %d entries train, %d of %d are held out, without %d sentences that also train",
-        split.num_train_texts,
-        len(split.train),
-        split.num_held_out_texts,
-        len(split.held_out),
-        split.num_left_out,
-    )
-    if split.unvetted:
-        _log.warning("warning: entries that nobody has vetted are used; this run and its descendants are marked so")
-
-
 def _usable(corpus: Corpus, *, unvetted: bool) -> list[Entry]:
     """Entries that may be used and say something."""
     vetting = resolve(corpus, read_log(corpus.path))
@@ -134,12 +132,7 @@ def _usable(corpus: Corpus, *, unvetted: bool) -> list[Entry]:
     )
 
 
-def read_split(run: Path) -> Split | None:
-    """The split of a run that was begun; None where there is none.
-
-    Raises:
-        PrimaError: the file is damaged.
-    """
+def _read_split(run: Path) -> Split | None:
     if not (run / SPLIT).exists():
         return None
     try:

@@ -25,6 +25,7 @@ class RefineTask:
 
     interacts: ClassVar[bool] = False
     batch_level: ClassVar[tuple[str, ...]] = ()
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
     seed: int
     part: Literal["head", "encoder"]
