@@ -8,6 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def check_folds(labels: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
+    """See that `probe` can be had.
+
+    Args:
+        labels: (N,) class indices.
+        folds: (N,).
+
+    Raises:
+        ValueError: fewer than two folds, or outside of one only one class.
+    """
+    if len(np.unique(folds)) < 2:
+        raise ValueError("a probe needs two folds")
+    for fold in np.unique(folds):
+        if len(np.unique(labels[folds != fold])) < 2:
+            raise ValueError(f"outside of fold {fold} there is only one class")
+
+
 def probe(features: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int64]) -> NDArray[np.int64]:
     """The predicted class of every exam, by a model that has not seen its fold.
 
@@ -17,19 +34,16 @@ def probe(features: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArr
         folds: (N,); groups that must not be torn apart share a fold.
 
     Raises:
-        ValueError: fewer than two folds, or outside of one only one class.
+        ValueError: see `check_folds`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if len(np.unique(folds)) < 2:
-        raise ValueError("a probe needs two folds")
+    check_folds(labels, folds)
     predicted = np.full(len(labels), -1)
     for fold in np.unique(folds):
         test = folds == fold
-        if len(np.unique(labels[~test])) < 2:
-            raise ValueError(f"outside of fold {fold} there is only one class")
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000))
         predicted[test] = model.fit(features[~test], labels[~test]).predict(features[test])
     return predicted

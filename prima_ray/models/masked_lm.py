@@ -47,6 +47,23 @@ class MaskedLM(nn.Module):
         for parameter in self.head.parameters():
             parameter.requires_grad_(id(parameter) not in theirs)
 
+    def check_tokens(self, tokenizer: TextTokenizer) -> None:
+        """See that the model can read whatever the tokenizer gives it.
+
+        Raises:
+            PrimaError: texts may be longer than its positions, or tokens have ids that it does not know.
+        """
+        config = self.head.config
+        longest = getattr(config, "max_position_embeddings", None)
+        if longest is not None and longest < tokenizer.max_tokens:
+            raise PrimaError(f"text_tower.max_tokens is {tokenizer.max_tokens}, the model reads {longest}")
+        if len(tokenizer.loaded) > config.vocab_size:
+            raise PrimaError(
+                f"the tokenizer has {len(tokenizer.loaded)} tokens, the model knows {config.vocab_size}",
+                where=tokenizer.name,
+                mend="Put the model's own tokenizer into its folder.",
+            )
+
     def guess(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
         """The (M,) cross-entropies of the batch's masked tokens, row by row, and (M,) whether the best guess is right.
 

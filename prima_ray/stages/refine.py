@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -14,7 +15,6 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri, write_js
 from prima_ray.data.masking import ReplacementConfig
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.reader import Rows
-from prima_ray.data.schema import read_manifest
 from prima_ray.data.text_shards import HELD_OUT
 from prima_ray.knowledge.corpus_texts import TextsConfig
 from prima_ray.knowledge.mentions import Terms
@@ -22,7 +22,7 @@ from prima_ray.models.lora import LoraConfig
 from prima_ray.models.masked_lm import MaskedLM, load_masked_lm
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages.out_lock import open_alone
-from prima_ray.stages.refine_report import ProbeConfig, ReportInputs, log_table, read_terms, report
+from prima_ray.stages.refine_report import ProbeConfig, ReportInputs, check_probe, log_table, read_terms, report
 from prima_ray.stages.refine_texts import SPLIT, TEXTS, TextsRequest, prepare_texts
 from prima_ray.stages.rundir import RunDir, check_finished, check_parent, finish_run, read_record
 from prima_ray.stages.training import EXECUTION_KEYS, driver_context, train_task
@@ -85,6 +85,8 @@ class RefineConfig(LoopConfig):
             raise ValueError("text_tower.config: random weights have nothing to refine, name a model")
         if self.text_tower.trainable != "frozen":
             raise ValueError("text_tower.trainable: what refine trains is said by `trainable` and `lora`")
+        if self.selection.metric not in RefineTask.metric_names:
+            raise ValueError(f"selection.metric: refine reports {', '.join(RefineTask.metric_names)}")
         return self
 
 
@@ -102,7 +104,7 @@ def run(config: RefineConfig) -> Path:
     # What would fail at the end is read at the beginning.
     terms = read_terms(config.inputs.corpus, config.factors)
     if config.inputs.shards:
-        read_manifest(config.inputs.shards)
+        check_probe(config.inputs.shards, config.probe)
     with open_alone(
         config, out=config.out, stage="refine", execution_keys=EXECUTION_KEYS, prepared=_PREPARED
     ) as opened:
@@ -189,7 +191,9 @@ def _headed(config: RefineConfig, run: Path, sides: _Sides) -> RefineTask:
     headed = replace(task, source=str((run / HEADED).resolve()))
     if (run / HEADED).exists():
         return headed
-    if load_masked_lm(task.source, key="text_tower.path")[1]:
+    plain, has_head = load_masked_lm(task.source, key="text_tower.path")
+    plain.check_tokens(task.tokenizer)
+    if has_head:
         return task
     _log.info("refine: %s has no masked-LM head; one is trained, the encoder is frozen meanwhile", tower.source)
     (run / "head").mkdir(exist_ok=True)
@@ -199,7 +203,13 @@ def _headed(config: RefineConfig, run: Path, sides: _Sides) -> RefineTask:
         "optimizer": config.optimizer.model_copy(update={"lr": config.head.lr}),
         "selection": SelectionConfig(metric="loss", mode="min", patience_epochs=config.head.patience_epochs),
     }
-    model, _ = _train(config.model_copy(update=changes), replace(task, part="head"), run / "head", sides)
+    try:
+        model, _ = _train(config.model_copy(update=changes), replace(task, part="head"), run / "head", sides)
+    except PrimaError:
+        if {item.name for item in (run / "head").iterdir()} <= _PREPARED:
+            # Nothing has trained: the folder that is given up must not be kept by it.
+            shutil.rmtree(run / "head")
+        raise
     model.save(run / HEADED, source=task.source, tokenizer=task.tokenizer, pooling=tower.resolve_pooling())
     return headed
 

@@ -21,7 +21,7 @@ from prima_ray.data.plan import ExamIndex, plan_epoch
 from prima_ray.data.reader import Rows
 from prima_ray.data.text_shards import TEXT
 from prima_ray.evaluation.baselines import has_blocks, mask_blocks
-from prima_ray.evaluation.linear_probe import probe, probe_figures
+from prima_ray.evaluation.linear_probe import check_folds, probe, probe_figures
 from prima_ray.knowledge.corpus import read_corpus
 from prima_ray.knowledge.factors import VocabularyConfig
 from prima_ray.knowledge.mentions import Span, Terms
@@ -166,23 +166,38 @@ def term_batches(items: Sequence[TermItem], tokenizer: TextTokenizer, size: int)
         )
 
 
+def check_probe(shards: str, config: ProbeConfig) -> None:
+    """See that a probe can be had of these exams, before anything trains.
+
+    Raises:
+        PrimaError: no finished shards, or labels and folds that no probe can be trained on.
+    """
+    index = ExamIndex.read(shards)
+    rows = _probe_rows(index, config)
+    try:
+        check_folds(index.labels[rows], index.folds(config.split)[rows])
+    except ValueError as error:
+        raise PrimaError(f"no linear probe can be had: {error}", where=shards) from None
+
+
+def _probe_rows(index: ExamIndex, config: ProbeConfig) -> Rows:
+    return np.flatnonzero((index.labels >= 0) & (index.folds(config.split) >= 0))
+
+
 def _probe(model: MaskedLM, inputs: ReportInputs) -> dict[str, Any]:
     """On all exams, on those with complete metadata, and with the blocks that go missing together masked for all."""
     if inputs.shards is None:
         return {}
     index = ExamIndex.read(inputs.shards)
-    folds = index.folds(inputs.probe.split)
-    rows = np.flatnonzero((index.labels >= 0) & (folds >= 0))
-    labels, folds, data_set = index.labels[rows], folds[rows], index.manifest.data_set
+    rows = _probe_rows(index, inputs.probe)
+    folds = index.folds(inputs.probe.split)[rows]
+    labels, data_set = index.labels[rows], index.manifest.data_set
     attributes = index.attribute_rows(rows)
     tower = TextTower(inputs.tower, model.encoder, pooling=inputs.tower.resolve_pooling())
 
     def predict(known: Sequence[Mapping[str, str]]) -> NDArray[np.int64]:
         texts = [describe(row, data_set, inputs.probe.text) for row in known]
-        try:
-            return probe(_embed(tower, texts, inputs), labels, folds)
-        except ValueError as error:
-            raise PrimaError(f"no linear probe can be had: {error}", where=inputs.shards) from None
+        return probe(_embed(tower, texts, inputs), labels, folds)
 
     predicted = predict(attributes)
     found = {"all": probe_figures(predicted, labels, folds)}

@@ -125,10 +125,15 @@ def _usable(corpus: Corpus, *, unvetted: bool) -> list[Entry]:
             where=corpus.path,
             mend=f"Run `prima vet {corpus.path}`, or set `unvetted: true` for an experiment: the run is then marked.",
         )
+    rejected = sum(
+        item.entry.status == "rejected" and item.entry.direction != "no_evidence" for item in vetting.entries.values()
+    )
     raise PrimaError(
-        f"{count} can be used, two are needed: one trains, one is held out",
+        f"{count} can be used, two are needed: one trains, one is held out"
+        + (f"; {rejected} {'was' if rejected == 1 else 'were'} rejected" if rejected else ""),
         where=corpus.path,
-        mend="Make the corpus anew from more literature.",
+        mend="Make the corpus anew from more literature"
+        + (f", or look at what was rejected again: `prima vet {corpus.path}`." if rejected else "."),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from pydantic import ValidationError
 
 from prima_ray.base import PrimaError, read_json
+from prima_ray.data.text_shards import SideText, write_text_shards
 from prima_ray.knowledge.corpus import Corpus
+from prima_ray.knowledge.vetting import Verdict, append
 from prima_ray.models.masked_lm import load_masked_lm
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages import align, refine
@@ -19,6 +22,7 @@ from prima_ray.stages import training as training_module
 from prima_ray.stages.align import _encoder_folder
 from prima_ray.stages.refine import RefineConfig
 from prima_ray.stages.rundir import input_hash, is_unvetted
+from prima_ray.training.tracking import Tracker
 from tests.unit.knowledge.toy_corpus import FACTORS, OLD, OTHER, SUN, entry, make_corpus
 from tests.unit.models.conftest import BERT, VOCABULARY, add_tokenizer
 from tests.unit.stages.test_priors import Config, accept
@@ -227,6 +231,40 @@ def test_unvetted_entries_mark_the_run_and_who_builds_on_it(unvetted: Path, labe
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def killed_at(monkeypatch: pytest.MonkeyPatch, config: RefineConfig, step: int) -> None:
+    """Run until a step of the encoder, and end there without a word, as a SIGKILL would."""
+    original = Tracker.step
+
+    def fatal(self: Tracker, record: Mapping[str, Any]) -> None:
+        if record["step"] == step:
+            raise Killed
+        original(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "step", fatal)
+        with pytest.raises(Killed):
+            refine.run(config)
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+def test_a_killed_run_gives_the_same_encoder(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch):
+    corpus = corpus_run(tmp_path / "corpus", accepted=NAMES)
+    keys: dict[str, Any] = {"epochs": 4, "global_batch": 2, "checkpoint_every_steps": 1}
+    whole = refine.run(config_of(tmp_path / "whole", corpus, encoder, **keys))
+    broken = config_of(tmp_path / "broken", corpus, encoder, **keys)
+    killed_at(monkeypatch, broken, 4)
+    assert len(curve(Path(broken.out))) == 3
+    again = refine.run(broken)
+    assert curve(again) == curve(whole)
+    weights = [run / "model" / "model.safetensors" for run in (again, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    figures = [read_json(run / "metrics.json") for run in (again, whole)]
+    assert figures[0] == figures[1]
+
+
 def test_which_folder_a_text_encoder_is(refined: Path, tmp_path: Path, encoder: Path):
     assert _encoder_folder(str(refined)) == str(refined / "model")
     assert _encoder_folder(str(encoder)) == str(encoder)
@@ -277,6 +315,61 @@ def test_a_corpus_without_evidence_is_refused(tmp_path: Path, encoder: Path):
     )
 
 
+def test_a_corpus_whose_entries_were_all_rejected_says_so(tmp_path: Path, encoder: Path):
+    corpus = corpus_run(tmp_path / "corpus")
+    verdicts = [
+        Verdict(entry_id=name, entry_hash=corpus.hashes[name], decision="rejected", by="Ana")
+        for name in (*NAMES, "sunburn:NEV")
+    ]
+    append(corpus, verdicts)
+    # An entry without evidence is none that could have been read.
+    assert error_of(config_of(tmp_path / "run", corpus, encoder, unvetted=True)) == (
+        f"{corpus.path}: no entries with evidence can be used, two are needed: one trains, one is held out; "
+        "3 were rejected\n  Make the corpus anew from more literature, or look at what was rejected again: "
+        f"`prima vet {corpus.path}`."
+    )
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path, encoder: Path):
+    corpus = corpus_run(tmp_path / "corpus", entries=())
+    assert "no entries with evidence can be used" in error_of(config_of(tmp_path / "run", corpus, encoder))
+
+
+def test_a_model_that_cannot_guess_or_read_its_tokens_is_refused(tmp_path: Path, encoder: Path):
+    import transformers
+
+    corpus = corpus_run(tmp_path / "corpus", accepted=NAMES)
+    folder = tmp_path / "qwen3"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    transformers.Qwen3Model(transformers.Qwen3Config(**sizes, vocab_size=VOCABULARY)).save_pretrained(folder)
+    add_tokenizer(folder)
+    assert f"{folder}: transformers has no masked language model of type qwen3" in error_of(
+        config_of(tmp_path / "run", corpus, folder)
+    )
+    assert error_of(config_of(tmp_path / "run", corpus, encoder, text_tower={"path": encoder, "max_tokens": 600})) == (
+        "text_tower.max_tokens is 600, the model reads 512"
+    )
+    small = tmp_path / "small"
+    transformers.BertForMaskedLM(transformers.BertConfig(**BERT, vocab_size=100)).save_pretrained(small)
+    add_tokenizer(small)
+    assert error_of(config_of(tmp_path / "run", corpus, small)) == (
+        f"{small}: the tokenizer has {VOCABULARY} tokens, the model knows 100\n"
+        "  Put the model's own tokenizer into its folder."
+    )
+
+
+def test_a_mistake_before_the_head_trains_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = tiny_encoder(tmp_path / "encoder", head=False)
+    corpus = corpus_run(tmp_path / "corpus", accepted=NAMES)
+
+    def wrong(job: Any) -> None:
+        (job.run / "mistake.json").write_text("{}")
+        raise PrimaError("no such engine here")
+
+    monkeypatch.setattr(training_module, "launch", wrong)
+    assert error_of(config_of(tmp_path / "run", corpus, source)) == "no such engine here"
+
+
 def test_entries_that_have_all_their_texts_in_common_cannot_be_split(tmp_path: Path, encoder: Path):
     entries = [
         entry(name, "BCC", "raises", (SUN, "raise the risk"), summary="Says doc1.") for name in ("sunburn", "age")
@@ -309,6 +402,12 @@ def test_what_would_fail_at_the_end_fails_at_the_beginning(tmp_path: Path, encod
         config_of(tmp_path / "run", corpus, encoder, inputs={"shards": missing})
     )
     assert "none.yaml" in error_of(config_of(tmp_path / "run", corpus, encoder, factors=f"{missing}.yaml"))
+    texts = [SideText(f"t{number}", "o", "A text.", held_out=bool(number)) for number in range(2)]
+    write_text_shards(tmp_path / "two", texts)
+    # Each of its two folds is all of a class.
+    assert error_of(config_of(tmp_path / "run", corpus, encoder, inputs={"shards": str(tmp_path / "two")})) == (
+        f"{tmp_path / 'two'}: no linear probe can be had: outside of fold 0 there is only one class"
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,6 +421,7 @@ def test_what_would_fail_at_the_end_fails_at_the_beginning(tmp_path: Path, encod
             {"text_tower": {"trainable": "full"}},
             "text_tower.trainable: what refine trains is said by `trainable` and `lora`",
         ),
+        ({"selection": {"metric": "bleu", "mode": "max"}}, "selection.metric: refine reports loss, accuracy"),
         ({"num_workers": 2}, "num_workers is 2, but the local context has one worker: set context.kind to ray, or "
          "num_workers to 1"),
     ],
@@ -333,8 +433,6 @@ def test_configs_that_cannot_work(keys: dict[str, Any], message: str):
 
 
 def test_an_edited_entry_is_read_as_edited(tmp_path: Path, encoder: Path):
-    from prima_ray.knowledge.vetting import Verdict, append
-
     corpus = corpus_run(tmp_path / "corpus", accepted=("age:NEV",))
     edited = entry("itch", "BCC", "lowers", (OTHER, "Itching was reported"), summary="An edited summary.")
     append(
