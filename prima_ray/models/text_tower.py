@@ -45,7 +45,7 @@ class TextTowerConfig(StrictConfig):
     def folder(self) -> str | None:
         """The local folder that the model comes from; None for a hub's name and the offline model."""
         folder = Path(self.source).expanduser()
-        return str(folder) if folder.is_dir() else None
+        return str(folder) if self.source != OFFLINE_TEXT_MODEL and folder.is_dir() else None
 
     def check_architecture(self) -> None:
         """Look for mistakes in `config` before anything is built from it.

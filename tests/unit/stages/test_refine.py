@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from prima_ray.knowledge.corpus import Corpus
 from prima_ray.knowledge.vetting import Verdict, append
 from prima_ray.models.masked_lm import load_masked_lm
 from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer
 from prima_ray.stages import align, refine
 from prima_ray.stages import training as training_module
 from prima_ray.stages.align import _encoder_folder
@@ -265,6 +268,42 @@ def test_a_killed_run_gives_the_same_encoder(tmp_path: Path, encoder: Path, monk
     assert figures[0] == figures[1]
 
 
+@pytest.mark.parametrize("key", ["path", "config"])
+def test_align_takes_one_encoder(refined: Path, labelled_shards: str, key: str):
+    tower = {"path": str(refined / "model")} if key == "path" else {"config": {"model_type": "bert"}}
+    with pytest.raises(ValidationError) as caught:
+        align.AlignConfig.model_validate(
+            {
+                "out": "x",
+                "inputs": {"shards": labelled_shards, "text_encoder": str(refined)},
+                "image_tower": {"name": "resnet10t"},
+                "text_tower": tower,
+            }
+        )
+    message = f"inputs.text_encoder and text_tower.{key} both say which encoder: give one of them"
+    assert caught.value.errors()[0]["msg"] == f"Value error, {message}"
+
+
+def test_align_reads_with_the_tokenizer_of_the_refined_encoder(tmp_path: Path, labelled_shards: str):
+    """One that cuts words otherwise, in two folders of equal weights: features that are stored are told apart."""
+    source = tiny_encoder(tmp_path / "encoder", head=True)
+    corpus = corpus_run(tmp_path / "corpus", accepted=NAMES)
+    first = refine.run(config_of(tmp_path / "first", corpus, source, max_steps=1))
+    second = tmp_path / "second"
+    shutil.copytree(first / "model", second)
+    raw = json.loads((second / "tokenizer.json").read_text())
+    raw["normalizer"]["lowercase"] = False
+    (second / "tokenizer.json").write_text(json.dumps(raw))
+    (second / "tokenizer_config.json").write_text(
+        (second / "tokenizer_config.json").read_text().replace('"do_lower_case": true', '"do_lower_case": false')
+    )
+    found = [TextTokenizer(str(folder), max_tokens=24) for folder in (first / "model", source, second)]
+    assert found[0](["A Mole"])[0].tolist() != found[2](["A Mole"])[0].tolist()
+    assert found[0](["A Mole"])[0].tolist() == found[1](["A Mole"])[0].tolist()
+    assert found[0].digest != found[2].digest
+    assert found[0].digest != TextTokenizer(str(first / "model"), max_tokens=25).digest
+
+
 def test_which_folder_a_text_encoder_is(refined: Path, tmp_path: Path, encoder: Path):
     assert _encoder_folder(str(refined)) == str(refined / "model")
     assert _encoder_folder(str(encoder)) == str(encoder)
@@ -279,6 +318,12 @@ def test_the_masks_that_choose_are_not_those_that_are_reported(refined: Path):
     metrics = read_json(refined / "metrics.json")
     assert metrics["val"]["loss"] != metrics["held_out"]["after"]["loss"]
     assert metrics["best_step"] <= len(read_lines(refined / "steps.jsonl"))
+
+
+def test_the_offline_model_is_no_folder_even_where_one_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / OFFLINE_TEXT_MODEL).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert TextTowerConfig().folder is None
 
 
 # ---------------------------------------------------------------------------------------------------- refusing
