@@ -190,7 +190,7 @@ class ImageTower(nn.Module):
                 mend=f"Set views.image_size to {size}.",
             )
         if len(self._reach.shape) == 4:
-            # Convolutions on a CPU are half as fast again with channels last, and on tensor cores too.
+            # Quicker on a CPU (benchmarks/channels_last.py), and what tensor cores work in.
             images = images.contiguous(memory_format=torch.channels_last)
         features = self.model.forward_features(images)
         if features.ndim == 4:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from typing import Literal
 
@@ -55,6 +56,7 @@ def set_trainable(
     module.requires_grad_(trainable == "full")
     if trainable != "lora":
         return
+    _before_peft()
     import peft
 
     config = peft.LoraConfig(
@@ -63,8 +65,14 @@ def set_trainable(
     peft.inject_adapter_in_model(config, module)
 
 
+def _before_peft() -> None:
+    """peft imports DeepSpeed where it is installed, and that would warn, in every process, that it found no GPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def merge_lora(module: nn.Module) -> None:
     """Fold every adapter into its layer, in place, leaving the module as it was before `set_trainable`."""
+    _before_peft()
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapters = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]

@@ -30,7 +30,7 @@ from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.data.reader import RowReader, Rows
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.predictor import Predictor
-from prima_ray.stages import align, evaluate, finetune, fuse, ingest
+from prima_ray.stages import align, corpus, evaluate, finetune, fuse, ingest, refine
 
 _log = logging.getLogger(__name__)
 PHANTOMS = PhantomConfig(image_side=64)
@@ -67,7 +67,8 @@ def run_demo(out: str) -> Path:
         _log.info("demo: %s is finished already; delete it, or choose another --out, to run it again", root)
         _tell(root, read_json(root / "demo.json"))
         return root / "fuse"
-    shards, aligned, finetuned, fused = (str(root / name) for name in ("shards", "align", "finetune", "fuse"))
+    names = ("shards", "corpus", "refine", "align", "finetune", "fuse")
+    shards, book, refined, aligned, finetuned, fused = (str(root / name) for name in names)
     timings: dict[str, float] = {}
     with _timed("phantoms", timings):
         if not (root / "raw" / TABLE).exists():
@@ -76,9 +77,16 @@ def run_demo(out: str) -> Path:
         table, images = root / "raw" / TABLE, root / "raw" / IMAGES
         overrides = [f"out={shards}", f"source.table={table}", f"source.images={images}", "context.kind=local"]
         ingest.run(load_config(ingest.IngestConfig, config_file("ingest"), overrides))
+    with _timed("corpus", timings):
+        corpus.run(load_config(corpus.CorpusConfig, config_file("corpus"), [f"out={book}"]))
+    with _timed("refine", timings):
+        overrides = [f"out={refined}", f"inputs.corpus={book}"]
+        refine.run(load_config(refine.RefineConfig, config_file("refine"), overrides))
     parents = [f"inputs.shards={shards}"]
     with _timed("align", timings):
-        align.run(load_config(align.AlignConfig, config_file("align"), [f"out={aligned}", *parents]))
+        knowledge = [f"inputs.corpus={book}", f"inputs.text_encoder={refined}"]
+        overrides = [f"out={aligned}", *parents, *knowledge]
+        align.run(load_config(align.AlignConfig, config_file("align"), overrides))
     parents.append(f"inputs.align={aligned}")
     with _timed("finetune", timings):
         finetune.run(load_config(finetune.FinetuneConfig, config_file("finetune"), [f"out={finetuned}", *parents]))

@@ -23,7 +23,7 @@ _OP = "deepspeed_shm_comm"
 
 
 def prepare_environment() -> None:
-    """Set what DeepSpeed and torch's builder read from the environment; folders and levels set already stay.
+    """Set what torch's builder reads from the environment; a folder that is set already stays.
 
     torch calls `ninja` by name, and two versions of it do not take each other's builds: the one that came with this
     Python comes first, whether the environment is activated or not. The build lies in the environment itself, for the
@@ -35,7 +35,6 @@ def prepare_environment() -> None:
         os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 
 def tell_of_a_build() -> None:

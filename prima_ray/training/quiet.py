@@ -66,6 +66,8 @@ def quiet_worker() -> None:
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # Said at every program that is started; one that is replaced by another at once does nothing with LanceDB.
+    warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
 
 
 def runtime_env() -> dict[str, str]:

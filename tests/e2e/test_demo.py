@@ -46,6 +46,20 @@ def test_the_demo_ends_with_its_run(demo: tuple[Path, subprocess.CompletedProces
         assert (root / "fuse" / name).exists(), name
 
 
+def test_what_the_literature_says_reaches_the_diagnosis_and_is_marked_as_unvetted(demo: tuple[Path, Any]):
+    root = demo[0]
+    priors = json.loads((root / "align" / "priors.json").read_text())
+    by_literature = {item["attribute"] for item in priors["attributes"] if item["relevant_by"] == "literature"}
+    assert by_literature == {"family_history", "smoke", "sunburns"}
+    refined = json.loads((root / "refine" / "metrics.json").read_text())
+    assert refined["held_out"]["after"]["loss"] < refined["held_out"]["before"]["loss"]
+    inputs = json.loads((root / "align" / "run.json").read_text())["inputs"]
+    assert set(inputs) == {"shards", "corpus", "text_encoder"}
+    marks = {name: json.loads((root / name / "run.json").read_text())["unvetted"] for name in ("corpus", "fuse")}
+    assert marks == {"corpus": False, "fuse": True}
+    assert "Unvetted: this run" in (root / "fuse" / "evaluation" / "report.html").read_text()
+
+
 def test_what_the_demo_says_to_ask_can_be_asked(demo: tuple[Path, subprocess.CompletedProcess[str]]):
     root, done = demo
     said = next(line for line in done.stderr.splitlines() if "ask it: " in line).split("ask it: ")[1]

@@ -25,6 +25,7 @@ def harness() -> ModuleType:
 
 def test_the_benchmarks_are_there() -> None:
     assert NAMES == [
+        "channels_last",
         "feature_cache",
         "gpu_train",
         "indexing",

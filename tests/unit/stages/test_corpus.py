@@ -89,8 +89,8 @@ def test_what_lies_in_the_folder(made: Path):
         "chunk_id", "doc_id", "text", "url", "source",
     }  # fmt: skip
     said = metrics(made)
-    assert said["literature"]["documents"] == {"notes": 3, "reviews": 3}
-    assert said["index"]["num_documents"] == 6
+    assert said["literature"]["documents"] == {"notes": 7, "reviews": 3}
+    assert said["index"]["num_documents"] == 10
     assert sum(said["entries"].values()) == 36
     record = json.loads((made / "corpus" / "run.json").read_text())
     assert (record["stage"], record["unvetted"]) == ("corpus", False)
@@ -241,7 +241,7 @@ def test_mistakes(tmp_path: Path):
         path.write_bytes(b"\xff\xfe\x00broken")
     message = say(tmp_path)
     assert "no document was read" in message
-    assert "Quarantined: 6 " in message
+    assert "Quarantined: 10 " in message
     assert not (tmp_path / "corpus").exists()
 
 
