@@ -14,7 +14,7 @@ from typing import Any
 
 from prima_ray.base import write_atomic
 from prima_ray.knowledge.chunks import Chunk
-from prima_ray.knowledge.corpus import Corpus, cited_documents
+from prima_ray.knowledge.corpus import Corpus, cited_documents, without_references
 from prima_ray.knowledge.entries import Entry, Statement
 from prima_ray.knowledge.pages import Name, render
 from prima_ray.knowledge.vetting import Decision, Vetted, Vetting
@@ -67,6 +67,7 @@ class Paragraph:
 
     diagnosis: str
     entry: Entry
+    summary: str
     statements: list[dict[str, Any]]
     citations: list[int]
     num_sources: int
@@ -169,6 +170,7 @@ def _paragraph(corpus: Corpus, item: Vetted, sources: Sources) -> Paragraph:
     return Paragraph(
         diagnosis=corpus.diagnosis_phrase(item.entry.diagnosis),
         entry=item.entry,
+        summary=without_references(item.entry.summary, corpus.chunks),
         statements=statements,
         citations=sorted({number for cited in citations for number in cited}),
         num_sources=_num_sources(corpus, item.entry),

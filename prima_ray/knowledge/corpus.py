@@ -11,7 +11,8 @@ book.html         all of it to be read, see `book`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -55,6 +56,7 @@ CORPUS_SCHEMA = pa.schema(
 
 Role = Literal["risk", "sign", "site"]
 _MEND = "Copy the corpus again, or make it again."
+_REFERENCE = re.compile(r"\s*\[([^\[\]]+)\]")
 
 
 class FactorLike(Protocol):
@@ -141,6 +143,11 @@ def entry_hash(entry: Entry, chunks: Mapping[str, Chunk]) -> str:
 def cited_chunks(entry: Entry) -> list[str]:
     """Chunk ids, each once, sorted."""
     return sorted({quote.chunk_id for item in entry.statements for quote in item.quotes})
+
+
+def without_references(text: str, chunks: Container[str]) -> str:
+    """A summary without the passages' ids in brackets, which say nothing to a reader; other brackets stay."""
+    return _REFERENCE.sub(lambda found: "" if found[1] in chunks else found[0], text)
 
 
 def cited_documents(entry: Entry, chunks: Mapping[str, Chunk]) -> list[str]:

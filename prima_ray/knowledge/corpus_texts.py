@@ -8,7 +8,6 @@ anything and is left out.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
@@ -17,12 +16,11 @@ from pydantic import model_validator
 from prima_ray.base import StrictConfig, hash_key
 from prima_ray.data.text_shards import SideText
 from prima_ray.knowledge.chunks import Chunk
-from prima_ray.knowledge.corpus import cited_chunks
+from prima_ray.knowledge.corpus import cited_chunks, without_references
 from prima_ray.knowledge.entries import Entry
 from prima_ray.knowledge.splitting import split_sentences
 from prima_ray.models.tokenizer import TextTokenizer
 
-_REFERENCE = re.compile(r"\s*\[([^\[\]]+)\]")
 _MARKS = " .,;:!?()[]*\u2022-\u2013\"'\u201c\u201d\u2018\u2019"
 
 
@@ -70,7 +68,7 @@ def entry_texts(entry: Entry, chunks: Mapping[str, Chunk], config: TextsConfig) 
     cited = cited_chunks(entry)
     texts: list[str] = []
     if config.summaries:
-        texts.append(_REFERENCE.sub(lambda found: "" if found[1] in chunks else found[0], entry.summary))
+        texts.append(without_references(entry.summary, chunks))
     if config.statements:
         texts += [item.text for item in entry.statements]
     if config.quotes:

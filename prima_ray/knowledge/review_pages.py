@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from pydantic import ValidationError
 
 from prima_ray.knowledge.chunks import Chunk
-from prima_ray.knowledge.corpus import Corpus, cited_documents
+from prima_ray.knowledge.corpus import Corpus, cited_documents, without_references
 from prima_ray.knowledge.documents import clean_text
 from prima_ray.knowledge.entries import Entry
 from prima_ray.knowledge.pages import Name, render
@@ -117,6 +117,7 @@ def entry_page(
         factor=corpus.factor_phrase(item.entry.factor),
         diagnosis=corpus.diagnosis_phrase(item.entry.diagnosis),
         num_sources=len(cited_documents(item.entry, corpus.chunks)),
+        summary=without_references(item.entry.summary, corpus.chunks),
         statements=[_statement(corpus, item.entry, number) for number in range(len(item.entry.statements))],
         filter={key: wanted.get(key, "") for key in FILTERS},
         back=list_address(wanted),

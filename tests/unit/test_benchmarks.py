@@ -34,6 +34,7 @@ def test_the_benchmarks_are_there() -> None:
         "risk_pairs",
         "small_preset",
         "train_step",
+        "verify_quotes",
     ]
 
 
@@ -43,8 +44,8 @@ def test_a_benchmark_reads_its_command_line(name: str, capsys: pytest.CaptureFix
         importlib.import_module(name).main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    # risk_pairs compares with labels: nothing is timed, nothing takes turns.
-    assert ("--quick" in shown) == ("--pairs" in shown) == (name != "risk_pairs")
+    # Two of them check a corpus: nothing is timed, nothing takes turns.
+    assert ("--quick" in shown) == ("--pairs" in shown) == (name not in ("risk_pairs", "verify_quotes"))
 
 
 def test_no_gpu_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

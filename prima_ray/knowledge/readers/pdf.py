@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from prima_ray.data.rejection import RecordRejected
 from prima_ray.knowledge.documents import clean_line, make_document
 from prima_ray.knowledge.files import SourceFile, other_kind
+from prima_ray.knowledge.readers.lines import unwrapped
 from prima_ray.knowledge.readers.source import LimitsConfig, LiteratureSource, Record
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _read(data: bytes, limits: LimitsConfig) -> tuple[str, list[tuple[tuple[str,
 
 def _text(page: PageObject) -> str:
     # Fonts without a table of characters give halves of pairs, which no file can hold.
-    return page.extract_text().replace("\0", "").encode(errors="ignore").decode()
+    return unwrapped(page.extract_text().replace("\0", "").encode(errors="ignore").decode())
 
 
 def _has_picture(page: PageObject) -> bool:

@@ -1,11 +1,13 @@
 """Plain text and Markdown -> documents, a file a document.
 
 Markdown's headings (``#`` and underlined) become heading paths; what is in fences, comments and the front matter is no
-heading. Plain text is one section whose paragraphs stay apart by empty lines. Nothing is rendered or followed.
+heading. Plain text is one section whose paragraphs stay apart by empty lines. Lines that only an editor broke are one
+again. Nothing is rendered or followed.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from prima_ray.config import parse_yaml
 from prima_ray.data.rejection import RecordRejected
 from prima_ray.knowledge.documents import make_document
 from prima_ray.knowledge.files import SourceFile, decode, other_kind
+from prima_ray.knowledge.readers.lines import unwrapped
 from prima_ray.knowledge.readers.source import LimitsConfig, LiteratureSource, Record
 
 MAX_HEADING = 500
@@ -29,6 +32,7 @@ _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})(.*)$")
 _BREAK = re.compile(r"^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$")
 _BLOCK = re.compile(r"^ {0,3}(?:(?:[-*+]|\d{1,9}[.)])(?:\s|$)|[>|])")
 """A list, a quote or a table: a line of dashes under it makes no heading."""
+_HARD_BREAK = ("  ", "\\")
 _CODE = re.compile(r"^(?: {4}|\t)")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`+)(?=\S)(.+?)(?<=\S)\1")
@@ -58,7 +62,7 @@ def read_text(file: SourceFile, source: TextSource, limits: LimitsConfig) -> Ite
     text = decode(data).replace("\r\n", "\n").replace("\r", "\n")
     front: dict[str, str] = {}
     title = file.stem
-    sections: list[tuple[tuple[str, ...], str]] = [((), text)]
+    sections: list[tuple[tuple[str, ...], str]] = [((), unwrapped(text))]
     if file.suffix in MARKDOWN_SUFFIXES:
         front, text = front_matter(text)
         sections = markdown_sections(text)
@@ -104,13 +108,17 @@ class _Markdown:
     """How many of the last lines are a paragraph that an underline would turn into a heading."""
     in_block: bool = False
     """In a list, a quote or a table, which go on until an empty line."""
+    goes_on: bool = False
+    """The last line was broken by an editor, if what follows is text."""
+    breaks: list[str] = field(default_factory=list)
+    """What stands before each line: a line's end, or a blank."""
     sections: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
 
     def close(self) -> None:
-        text = "\n".join(self.lines)
+        text = "".join(itertools.chain.from_iterable(zip(self.breaks, self.lines, strict=True)))[1:]
         if text.strip():
             self.sections.append((tuple(name for _, name in self.path if name), text))
-        self.lines, self.paragraph, self.in_block = [], 0, False
+        self.lines, self.breaks, self.paragraph, self.in_block, self.goes_on = [], [], 0, False, False
 
     def heading(self, level: int, name: str) -> None:
         self.close()
@@ -120,7 +128,7 @@ class _Markdown:
 
     def underline(self, level: int) -> None:
         names = self.lines[-self.paragraph :]
-        del self.lines[-self.paragraph :]
+        del self.lines[-self.paragraph :], self.breaks[-self.paragraph :]
         self.heading(level, " ".join(line.strip() for line in names))
 
     @property
@@ -129,7 +137,10 @@ class _Markdown:
         return sum(map(len, self.lines[-self.paragraph :])) if 0 < self.paragraph <= MAX_HEADING else 0
 
     def text(self, line: str) -> None:
-        self.lines.append(line)
+        soft = self.goes_on and bool(line.strip()) and not _BLOCK.match(line) and "|" not in line
+        self.lines.append(line.lstrip() if soft else line)
+        self.breaks.append(" " if soft else "\n")
+        self.goes_on = bool(line.strip()) and not line.endswith(_HARD_BREAK) and "|" not in line
         if not line.strip():
             self.paragraph, self.in_block = 0, False
         elif _BLOCK.match(line):
@@ -139,7 +150,8 @@ class _Markdown:
 
     def literal(self, line: str) -> None:
         self.lines.append(line)
-        self.paragraph, self.in_block = 0, False
+        self.breaks.append("\n")
+        self.paragraph, self.in_block, self.goes_on = 0, False, False
 
 
 def markdown_sections(text: str) -> list[tuple[tuple[str, ...], str]]:

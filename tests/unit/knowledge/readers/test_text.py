@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prima_ray.knowledge.readers.lines import unwrapped
 from prima_ray.knowledge.readers.text import front_matter, markdown_sections
 from tests.unit.knowledge.reading import read, sections
 
@@ -54,13 +55,13 @@ end
 def test_headings_of_both_kinds_give_paths():
     assert [(path, text.strip("\n")) for path, text in markdown_sections(MARKDOWN)] == [
         ((), "Before."),
-        (("Nevi",), "One\ntwo."),
+        (("Nevi",), "One two."),
         (
             ("Nevi", "Risk factors"),
             "- a list\n---\n```python\n# no heading\n===\n```\nText\n\n~~~\n## nor this\n```\n~~~",
         ),
         (("Set in two lines",), "    # code"),
-        (("Set in two lines", "Sub x"), "> quote\n---\n#5 is no heading\n####### nor this\n***"),
+        (("Set in two lines", "Sub x"), "> quote\n---\n#5 is no heading ####### nor this\n***"),
         (("Set in two lines", "Last", "Deep"), "end"),
     ]
 
@@ -68,9 +69,9 @@ def test_headings_of_both_kinds_give_paths():
 @pytest.mark.parametrize(
     "text",
     [
-        "- item\ngoes on\n---\nend",
+        "- item\n---\nend",
         "text\n- item\n---\nend",
-        "1. item\n===\nend",
+        "1. item\n***\nend",
         "| a |\n---\nend",
         "text\n\n---\nend",
         "***\n---\nend",
@@ -101,20 +102,55 @@ def test_signs_in_a_heading_that_are_no_markup(name: str):
     [
         "#" + " " * 300_000 + "x",
         "# " + "[" * 300_000,
+        "x" + " " * 300_000 + "\ny" + " \n" * 100_000 + "z",
         "# " + "*a" * 200_000,
         "- " * 200_000 + "x",
         "a\n" * 600 + "=\n" * 100_000 + "a",
     ],
 )
 def test_a_line_without_end_takes_no_time(text: str):
-    assert markdown_sections(text) == [((), text)]
+    (((), found),) = markdown_sections(text)
+    assert found.split() == text.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Moles that\ngrow are\n  a sign.", "Moles that grow are a sign."),
+        ("- an item\n  goes on\n- and ends", "- an item goes on\n- and ends"),
+        ("A list:\n- one\n1. two\n\nText", "A list:\n- one\n1. two\n\nText"),
+        ("a | b\n--- | ---\n1 | 2\ntext", "a | b\n--- | ---\n1 | 2\ntext"),
+        ("one  \ntwo\\\nthree", "one  \ntwo\\\nthree"),
+        ("```\na\nb\n```\nc\nd", "```\na\nb\n```\nc d"),
+    ],
+)
+def test_lines_that_an_editor_broke_are_one(text: str, read: str):
+    assert markdown_sections(text) == [((), read)]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Moles that\ngrow are\n a sign.\nso it is", "Moles that grow are a sign.\nso it is"),
+        ("Signs:\nbleeding\nItching\n- pain", "Signs:\nbleeding\nItching\n- pain"),
+        ("a | b\nc | d", "a | b\nc | d"),
+        ("One\n\ntwo", "One\n\ntwo"),
+    ],
+)
+def test_plain_lines_are_one_where_a_sentence_goes_on(text: str, read: str):
+    assert unwrapped(text) == read
+
+
+@given(st.text(alphabet="ab.:|(A \n\t", max_size=200))
+def test_of_plain_lines_only_white_space_changes(text: str):
+    assert unwrapped(text).split() == text.split()
 
 
 @given(st.text(alphabet="#=-`~<!>|* \n\tab1."))
-def test_lines_are_kept_in_their_order(text: str):
-    kept = [line for _, found in markdown_sections(text) for line in found.split("\n") if line.strip()]
-    rest = iter(text.split("\n"))
-    assert all(line in rest for line in kept)
+def test_words_are_kept_in_their_order(text: str):
+    kept = [word for _, found in markdown_sections(text) for word in found.split()]
+    rest = iter(text.split())
+    assert all(word in rest for word in kept)
 
 
 @pytest.mark.parametrize("front", ["[" * 5000, "? [a]\n: b", "date: 2025-06-31", "a: 1\na: 2", "x: " + "y" * 20_000])
@@ -153,7 +189,7 @@ def test_plain_text_is_one_section_of_paragraphs(tmp_path: Path):
     documents, rejected = read("text", path)
     assert not rejected
     assert (documents[0].doc_id, documents[0].title) == ("here/leaflet 1.txt", "leaflet 1")
-    assert sections(documents[0]) == [((), "# One\ntwo\n\nThree")]
+    assert sections(documents[0]) == [((), "# One two\n\nThree")]
 
 
 @pytest.mark.parametrize(
