@@ -34,9 +34,8 @@ from prima_ray.data.features import (
     feature_key,
     specs_of,
 )
-from prima_ray.data.plan import hash_stream
 from prima_ray.data.reader import Rows
-from prima_ray.data.schema import Manifest, ShardFile, join, open_filesystem, read_manifest
+from prima_ray.data.schema import Manifest, ShardFile, hash_stream, join, open_filesystem, read_manifest
 from prima_ray.data.stream import local_batches
 
 Encode = Callable[[ImageTextBatch], Mapping[str, Tensor]]

@@ -25,7 +25,7 @@ from pydantic import Field
 from prima_ray.base import StrictConfig, canonical_json, hash_json
 from prima_ray.data.images import FORMATS, MAX_PIXELS, ImageRejected, bare_jpeg, decode_image, encode_image, is_srgb
 from prima_ray.data.near_duplicates import perceptual_hash
-from prima_ray.data.schema import SCHEMA_VERSION, SHARD_SCHEMA, ShardFile, join, open_filesystem
+from prima_ray.data.schema import SCHEMA_VERSION, SHARD_SCHEMA, ShardFile, hash_stream, join, open_filesystem
 from prima_ray.data.sources import Exam, Rejected
 
 MARKERS = "_parts"
@@ -208,7 +208,7 @@ def _read_marker(filesystem: pafs.FileSystem, marker: str, part: Part, root: str
     file = ShardFile.model_validate(body.pop("file"))
     path = join(root, part.name)
     info = filesystem.get_file_info(path)
-    if info.type != pafs.FileType.File or info.size != file.bytes or _sha256(filesystem, path) != file.sha256:
+    if info.type != pafs.FileType.File or info.size != file.bytes or hash_stream(filesystem, path) != file.sha256:
         return None
     return WrittenPart(
         file=file,
@@ -218,14 +218,6 @@ def _read_marker(filesystem: pafs.FileSystem, marker: str, part: Part, root: str
         hashes=tuple(body["hashes"]),
         rejected=tuple(Rejected(**item) for item in body["rejected"]),
     )
-
-
-def _sha256(filesystem: pafs.FileSystem, path: str) -> str:
-    digest = hashlib.sha256()
-    with filesystem.open_input_stream(path) as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_exams(

@@ -6,7 +6,6 @@ batch, so the worker count changes nothing but who reads which rows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,16 @@ from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.reader import Rows
-from prima_ray.data.schema import FOLDS, MANIFEST, Manifest, ShardFile, join, open_filesystem, read_manifest
+from prima_ray.data.schema import (
+    FOLDS,
+    MANIFEST,
+    Manifest,
+    ShardFile,
+    hash_stream,
+    join,
+    open_filesystem,
+    read_manifest,
+)
 
 HASHED_BYTES = 32 * 1024**3
 """Shards up to this size are hashed whenever they are opened, which is a second a gigabyte; larger ones where asked."""
@@ -69,15 +77,6 @@ def verify_files(
                     where=join(where, file.path),
                     mend=mend,
                 )
-
-
-def hash_stream(filesystem: pafs.FileSystem, path: str) -> str:
-    """SHA-256 (hex) of a file on any filesystem, read in pieces."""
-    digest = hashlib.sha256()
-    with filesystem.open_input_stream(path) as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

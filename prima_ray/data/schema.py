@@ -6,6 +6,7 @@ no rename, so the manifest is the commit. A new column or file needs a new SCHEM
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 
 import pyarrow as pa
@@ -100,6 +101,15 @@ def join(path: str, *parts: str) -> str:
     """Join paths with ``/``, for local paths and URIs alike; what follows a URI's ``?`` stays at its end."""
     head, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
     return posixpath.join(head, *parts) + mark + query
+
+
+def hash_stream(filesystem: pafs.FileSystem, path: str) -> str:
+    """SHA-256 (hex) of a file on any filesystem, read in pieces."""
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_manifest(shards: str) -> Manifest:
