@@ -53,10 +53,13 @@ class EncoderIdentity(StrictConfig):
 class Embedder:
     """Texts -> (N, width) float32 vectors of length one; batches hold texts of about one length."""
 
-    def __init__(self, tower: TextTower, tokenizer: TextTokenizer, *, device: str, batch_size: int, name: str) -> None:
+    def __init__(
+        self, tower: TextTower, tokenizer: TextTokenizer, *, device: str, batch_size: int | None, name: str
+    ) -> None:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.batch_size = batch_size
+        # On a CPU what a small batch needs stays in the caches; a GPU wants more to do.
+        self.batch_size = batch_size or (8 if self.device.type == "cpu" else 128)
         self.width = tower.width
         self._tower = tower.eval().requires_grad_(False).to(self.device)
         self.identity = EncoderIdentity(
@@ -67,11 +70,12 @@ class Embedder:
         )
 
     @classmethod
-    def load(cls, config: EncoderConfig, *, device: str = "auto", batch_size: int = 32) -> Embedder:
+    def load(cls, config: EncoderConfig, *, device: str = "auto", batch_size: int | None = None) -> Embedder:
         """The encoder that a config names.
 
         Args:
             device: `cpu`, `cuda`, `cuda:1`, or `auto`: a GPU where there is one.
+            batch_size: texts at a time; None: what suits the device.
 
         Raises:
             PrimaError: the model is neither in the folder nor to be had by name, or reads fewer tokens than wanted.

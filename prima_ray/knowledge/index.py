@@ -27,6 +27,8 @@ TABLE = "chunks"
 ROWS = "rows.parquet"
 SCHEMA_VERSION = 1
 _COLUMNS = CHUNK_SCHEMA.names
+_KNOWN_CHUNKS = 20_000
+"""So many are held in memory once they were read: a writer's queries find the same ones again and again."""
 
 
 class IndexConfig(StrictConfig):
@@ -155,6 +157,7 @@ class Index:
         self._row_ids: NDArray[np.uint64] = rows["row_id"].to_numpy()
         self._chunk_ids: list[str] = rows["chunk_id"].to_pylist()
         self._allowed: tuple[str, NDArray[np.bool_]] | None = None
+        self._known: dict[str, Chunk] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -197,8 +200,9 @@ class Index:
         condition = where.sql()
         if condition is not None:
             query = query.where(condition, prefilter=True)
-        rows = query.select([*_COLUMNS, "_distance"]).to_arrow().to_pylist()
-        found = [(_chunk(row), 1.0 - row["_distance"]) for row in rows]
+        rows = query.with_row_id(True).select(["chunk_id", "_distance"]).to_arrow()
+        chunks = self._read(rows["chunk_id"].to_pylist(), rows["_rowid"].to_pylist())
+        found = [(chunk, 1.0 - distance) for chunk, distance in zip(chunks, rows["_distance"].to_pylist(), strict=True)]
         return sorted(found, key=lambda item: (-item[1], item[0].chunk_id))
 
     def best_words(self, query: str, *, k: int, where: Filter) -> list[tuple[Chunk, float]]:
@@ -225,11 +229,22 @@ class Index:
         return self._allowed[1]
 
     def _take(self, places: Sequence[int]) -> list[Chunk]:
-        if not places:
-            return []
-        rows = self._table.take_row_ids([int(self._row_ids[place]) for place in places]).select(_COLUMNS).to_arrow()
-        by_id = {row["chunk_id"]: _chunk(row) for row in rows.to_pylist()}
-        return [by_id[self._chunk_ids[place]] for place in places]
+        return self._read([self._chunk_ids[place] for place in places], [int(self._row_ids[place]) for place in places])
+
+    def _read(self, chunk_ids: Sequence[str], row_ids: Sequence[int]) -> list[Chunk]:
+        """Chunks by id, each with its row; those that were read lately are remembered."""
+        found = {name: self._known[name] for name in chunk_ids if name in self._known}
+        missing = [row for name, row in zip(chunk_ids, row_ids, strict=True) if name not in found]
+        if missing:
+            read = map(_chunk, self._table.take_row_ids(missing).select(_COLUMNS).to_arrow().to_pylist())
+            found |= {chunk.chunk_id: chunk for chunk in read}
+        # The latest last, and so kept longest.
+        for name, chunk in found.items():
+            self._known.pop(name, None)
+            self._known[name] = chunk
+        while len(self._known) > _KNOWN_CHUNKS:
+            del self._known[next(iter(self._known))]
+        return [found[name] for name in chunk_ids]
 
 
 def _chunk(row: dict[str, Any]) -> Chunk:

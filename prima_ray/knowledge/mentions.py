@@ -36,7 +36,7 @@ def check_term(term: str) -> str | None:
 
 
 def pattern(term: str) -> str:
-    """The regular expression of a term."""
+    """The regular expression of a term, without what must stand around it."""
     words = term.replace("-", " ").split()
     text, glue = "", ""
     for index, word in enumerate(words):
@@ -45,8 +45,7 @@ def pattern(term: str) -> str:
             continue
         text += glue + _word(word, last=index == len(words) - 1)
         glue = _BETWEEN
-    # Not \b: a term may begin with a sign, as ">6 mm" does.
-    return rf"(?<!\w){text}(?!\w)"
+    return text
 
 
 def _word(word: str, *, last: bool) -> str:
@@ -83,7 +82,8 @@ def compile_terms(terms: Iterable[str], but_not: Iterable[str] = ()) -> Terms:
 
 def _any_of(terms: Iterable[str]) -> re.Pattern[str] | None:
     ordered = sorted(dict.fromkeys(terms), key=lambda term: (-len(term), term))
-    return re.compile("|".join(map(pattern, ordered)), re.IGNORECASE) if ordered else None
+    # Not \b: a term may begin with a sign, as ">6 mm" does. Around all of them, not each: asked once a letter.
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(pattern, ordered))})(?!\w)", re.IGNORECASE) if ordered else None
 
 
 def overlaps(span: Span, others: Iterable[Span]) -> bool:

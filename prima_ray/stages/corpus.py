@@ -78,7 +78,8 @@ EXECUTION_KEYS = frozenset(
 class EmbeddingConfig(StrictConfig):
     """How the literature is embedded; the same vectors whatever is said here."""
 
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    """Texts at a time; `null`: 8 on a CPU, 128 on a GPU."""
     num_actors: int | None = Field(default=None, ge=1)
     """Of the pool; `null`: one a GPU where the cluster has any, else one a CPU."""
 
