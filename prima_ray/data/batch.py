@@ -21,6 +21,8 @@ class ImageTextBatch:
     """(N,) float32: 1 for an exam, 0 for padding at a ragged end."""
     labels: Tensor
     """(N,) int64: the class index, -1 where the exam has no label."""
+    mask_keys: Tensor | None = None
+    """(N,) int64, in training: of (seed, epoch, exam), what the random masks of the layers are keyed by."""
     images: Tensor | None = None
     """(N, V, 3, H, W) float32, normalised."""
     image_mask: Tensor | None = None

@@ -23,6 +23,7 @@ from torch import Tensor
 from prima_ray.base import hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
+from prima_ray.models.keyed_dropout import key_random_masks
 from prima_ray.training.allocator import keep_freed_memory
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
 from prima_ray.training.config import LoopConfig
@@ -79,6 +80,7 @@ class _Loop:
         self.micro_batch = min(self.config.micro_batch or local_batch, local_batch)
         torch.manual_seed(hash_key(self.config.seed, "torch") % 2**63)
         model = self.task.build()
+        key_random_masks(model)
         refuse_unkeyed(model)
         self.engine: Engine = build_engine(
             model,

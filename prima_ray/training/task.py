@@ -98,6 +98,8 @@ _RATES = ("drop_prob", "drop_rate", "dropout", "attention_dropout")
 def refuse_unkeyed(module: nn.Module) -> None:
     """Refuse layers whose result depends on which exams share a worker's batch, or on a worker's random numbers.
 
+    What `models.keyed_dropout.key_random_masks` could key is no longer among them.
+
     Raises:
         AgreedError: naming the layer.
     """
@@ -112,5 +114,5 @@ def refuse_unkeyed(module: nn.Module) -> None:
             if isinstance(rate, float) and rate > 0:
                 raise AgreedError(
                     f"the layer {name} drops at random ({key} {rate:g}), which would depend on the worker that draws",
-                    mend="Set its rate to 0; `text.attribute_dropout` and `views.augment` are keyed by exam.",
+                    mend="Set its rate to 0; `lora.dropout`, dropout layers and drop paths are keyed by exam.",
                 )
