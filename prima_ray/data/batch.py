@@ -58,6 +58,10 @@ class ImageTextBatch:
         }
         return replace(self, **moved)
 
+    def light(self) -> Self:
+        """A copy without what only models read: pixels, tokens and features, which are nearly all of its bytes."""
+        return replace(self, images=None, input_ids=None, image_cls=None, image_seq=None, text_cls=None, text_seq=None)
+
     def split(self, size: int) -> list[Self]:
         """Micro-batches of ``size`` exams, in order; the last may be shorter."""
         pieces = []
