@@ -286,7 +286,7 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
     with torch.no_grad():
         for batch in context.batches(trained.plan.index.shards, [(0, plan)], spec):
             moved = batch.to(context.device)
-            seen = trained.task.observe(model(moved), moved, gather=None)
+            seen = trained.task.observe(trained.task.condense(model(moved), moved), moved, gather=None)
             for key, value in seen.items():
                 observed.setdefault(key, []).append(value[moved.weights > 0].cpu())
     num_classes = len(index.manifest.data_set.classes)

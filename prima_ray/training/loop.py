@@ -23,6 +23,7 @@ from torch import Tensor
 from prima_ray.base import hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
+from prima_ray.models.keyed_dropout import key_random_masks
 from prima_ray.training.allocator import keep_freed_memory
 from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
 from prima_ray.training.config import LoopConfig
@@ -79,6 +80,7 @@ class _Loop:
         self.micro_batch = min(self.config.micro_batch or local_batch, local_batch)
         torch.manual_seed(hash_key(self.config.seed, "torch") % 2**63)
         model = self.task.build()
+        key_random_masks(model)
         refuse_unkeyed(model)
         self.engine: Engine = build_engine(
             model,
@@ -131,7 +133,7 @@ class _Loop:
             started = time.perf_counter()
             for step, batch in zip(range(first, self.total_steps), batches, strict=True):
                 lr = learning_rate(step, self.total_steps, self.config.optimizer)
-                figures = self._step(batch.to(self.context.device), lr, step)
+                figures = self._step(batch, lr, step)
                 self.progress = replace(self.progress, step=step + 1)
                 if self.config.log_exam_ids:
                     figures["exam_ids"] = self.context.gather_objects(_real_ids(batch))
@@ -145,18 +147,19 @@ class _Loop:
                     break
 
     def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
-        micro = batch.split(self.micro_batch)
+        # Pixels come to the device a micro-batch at a time; what the loss reads of the whole batch is little.
+        micro, light = batch.split(self.micro_batch), batch.light().to(self.context.device)
         if self.task.interacts:
             nothing = torch.zeros((), device=self.context.device)
             total, parts = backward_cached(
-                self.engine.forward,
+                self._outputs,
                 micro,
-                lambda outputs: self.task.loss(outputs, batch, gather=self.gather, total_weight=nothing),
+                lambda outputs: self.task.loss(outputs, light, gather=self.gather, total_weight=nothing),
                 self.engine.backward,
                 batch_level=self.task.batch_level,
             )
         else:
-            total, parts = self._accumulate(batch, micro)
+            total, parts = self._accumulate(light, micro)
         figures = self._reduce({"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}})
         self._check_finite("loss", figures["loss"], batch, step)
         figures["grad_norm"] = self.engine.step(lr)
@@ -176,14 +179,17 @@ class _Loop:
             mend=f"{kept}A lower optimizer.lr, or precision: fp32, usually helps.",
         )
 
-    def _accumulate(self, batch: ImageTextBatch, micro: list[ImageTextBatch]) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = self.task.batch_weight(batch).detach().clone()
+    def _outputs(self, piece: ImageTextBatch) -> dict[str, Tensor]:
+        """A micro-batch, wherever it lies, -> what the loss needs of its exams."""
+        moved = piece.to(self.context.device)
+        return self.task.condense(self.engine.forward(moved), moved)
+
+    def _accumulate(self, light: ImageTextBatch, micro: list[ImageTextBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = self.task.batch_weight(light).detach().clone()
         total_weight = self._mean_over_ranks(weight)
         total, parts = torch.zeros((), device=self.context.device), dict[str, Tensor]()
-        for index, piece in enumerate(micro):
-            loss, piece_parts = self.task.loss(
-                self.engine.forward(piece), piece, gather=None, total_weight=total_weight
-            )
+        for index, (piece, target) in enumerate(zip(micro, light.split(self.micro_batch), strict=True)):
+            loss, piece_parts = self.task.loss(self._outputs(piece), target, gather=None, total_weight=total_weight)
             self.engine.backward(loss, last=index == len(micro) - 1)
             total = total + loss.detach()
             for key, value in piece_parts.items():
@@ -256,9 +262,9 @@ class _Loop:
             torch.no_grad(),
         ):
             for host_batch in batches:
-                batch = host_batch.to(self.context.device)
+                batch = host_batch.light().to(self.context.device)
                 outputs = concatenate(
-                    [self.engine.forward(piece) for piece in batch.split(self.micro_batch)],
+                    [self._outputs(piece) for piece in host_batch.split(self.micro_batch)],
                     batch_level=self.task.batch_level,
                 )
                 observed = self.task.observe(outputs, batch, gather=self.gather)

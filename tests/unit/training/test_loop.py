@@ -370,7 +370,7 @@ def test_an_unknown_metric_names_those_that_there_are(make: Make):
 @pytest.mark.parametrize(
     ("layer", "what"),
     [
-        (nn.Dropout(0.1), "the layer top drops at random (p 0.1), which would depend on the worker that draws"),
+        (nn.Dropout2d(0.1), "the layer top drops at random (p 0.1), which would depend on the worker that draws"),
         (nn.BatchNorm1d(2), "the layer top is a batch norm, which mixes the exams of a worker's batch"),
     ],
 )
