@@ -25,9 +25,9 @@ from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.refine_report import ProbeConfig, ReportInputs, check_probe, log_table, read_terms, report
 from prima_ray.stages.refine_texts import SPLIT, TEXTS, TextsRequest, prepare_texts
 from prima_ray.stages.rundir import RunDir, check_finished, check_parent, finish_run, read_record
-from prima_ray.stages.training import EXECUTION_KEYS, driver_context, train_task
+from prima_ray.stages.training import driver_context, train_task
 from prima_ray.training.checkpoint import Progress
-from prima_ray.training.config import LoopConfig, OptimizerConfig, SelectionConfig
+from prima_ray.training.config import EXECUTION_KEYS, LoopConfig, OptimizerConfig, SelectionConfig
 from prima_ray.training.tasks.refine import RefineTask
 
 _log = logging.getLogger(__name__)

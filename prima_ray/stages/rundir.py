@@ -19,7 +19,7 @@ from typing import Any
 
 from prima_ray import __version__
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, is_uri, read_json, write_atomic, write_json
-from prima_ray.config import dump_config, read_yaml
+from prima_ray.config import differing_keys, dump_config, read_yaml
 from prima_ray.knowledge.corpus import CHUNKS, CORPUS, ENTRIES, TABLE
 from prima_ray.knowledge.vetting import LOG
 
@@ -85,31 +85,14 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
     found = read_yaml(path / CONFIG)
     # `out` led here: how it was written then, or where the folder lay, does not matter.
     same = execution_keys | {"out"}
-    differing = [key for key in _differing(found, wanted) if not _is_below(key, same)]
-    if differing:
-        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+    shown = differing_keys(found, wanted, ignored=same)
+    if shown:
         raise PrimaError(
             f"`out` holds a run of another config; it differs in {shown}",
             where=path,
             mend="Choose another `out`, or delete the folder if the run is not needed.",
         )
     return RunDir(path=path, stage=stage, finished=(path / RECORD).exists())
-
-
-def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [*wanted, *(key for key in found if key not in wanted)]
-        return [
-            item
-            for key in keys
-            for item in _differing(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if found == wanted else [prefix]
-
-
-def _is_below(key: str, above: frozenset[str]) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:depth]) in above for depth in range(1, len(parts) + 1))
 
 
 def finish_run(

@@ -25,7 +25,7 @@ from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run
 from prima_ray.training.checkpoint import Progress, load_best, load_last
-from prima_ray.training.config import LocalContextConfig, LoopConfig, TrainingConfig
+from prima_ray.training.config import EXECUTION_KEYS, LocalContextConfig, LoopConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
 from prima_ray.training.engine import State, trainable_parameters
 from prima_ray.training.launch import launch
@@ -35,10 +35,6 @@ from prima_ray.training.tracking import absolute_uri
 
 _log = logging.getLogger(__name__)
 
-EXECUTION_KEYS = frozenset(
-    {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
-)
-"""Where and how fast a run trains, not what: a run may be taken up with other values."""
 _PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "ray"})
 """What a run holds before its first step, besides its config."""
 
