@@ -21,6 +21,7 @@ from prima_ray.training.cluster import check_budget, connect
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.shared_folder import check_shared
 from prima_ray.training.task import AgreedError
 
 _MISTAKE = "mistake.json"
@@ -74,6 +75,7 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     connect(context, num_workers=job.config.worker_range[1])
     check_budget(context, num_workers=job.config.worker_range[1])
+    check_shared(job.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
