@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
@@ -85,7 +85,8 @@ class Folder:
         while waiting:
             for info in self._list(waiting.pop()):
                 if info.type == pafs.FileType.File:
-                    name = PurePosixPath(info.path).relative_to(PurePosixPath(self.root)).as_posix()
+                    # Some filesystems answer with a slash in front that was not asked with.
+                    name = info.path.lstrip("/").removeprefix(self.root.lstrip("/") + "/")
                     found[name] = (info.size, info.mtime_ns)
                 elif info.base_name not in without:
                     waiting.append(info.path)

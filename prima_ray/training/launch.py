@@ -136,7 +136,11 @@ def _ray_worker(config: dict[str, Any]) -> None:
         with _scratch(job) as mine:
             train(mine, context)
     except PrimaError as error:
-        home.write(_MISTAKE, json_text({"what": error.what, "where": error.where, "mend": error.mend}).encode())
+        try:
+            home.write(_MISTAKE, json_text({"what": error.what, "where": error.where, "mend": error.mend}).encode())
+        except OSError:
+            # On a full disk even that may fail; then it is Ray's to tell.
+            raise error from None
         # Raising makes Ray tear the other workers down, print its own account, and start the group again. Where no
         # worker waits for this one, all of them can as well return.
         if context.world_size > 1 and not isinstance(error, AgreedError):

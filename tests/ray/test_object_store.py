@@ -25,7 +25,7 @@ def test_two_ray_workers_and_a_killed_driver_on_an_object_store(bucket: str, tmp
     shards, out = Folder.at(f"{bucket}/ray/shards"), Folder.at(f"{bucket}/ray/runs/finetune")
     for path in Path(write_toy_shards(tmp_path / "shards", num_folds=5)).iterdir():
         shards.upload(path, path.name)
-    keys: dict[str, Any] = {**TORCH, **RAY, "max_steps": 40, "epochs": 40, "validate_every_epochs": 40}
+    keys: dict[str, Any] = {**TORCH, **RAY, "max_steps": 16, "epochs": 40, "validate_every_epochs": 40}
     config = tmp_path / "finetune.yaml"
     config.write_text(yaml.safe_dump({"out": out.address, "inputs": {"shards": shards.address}, **FINETUNE, **keys}))
     command = [sys.executable, "-m", "prima_ray.cli", "finetune", str(config)]
@@ -51,7 +51,7 @@ def test_two_ray_workers_and_a_killed_driver_on_an_object_store(bucket: str, tmp
     assert "looking for up to 30 s whether it still does" in second.stderr
     steps = [json.loads(line) for line in out.read("steps.jsonl").decode().splitlines()]
     starts = [json.loads(line) for line in out.read("starts.jsonl").decode().splitlines()]
-    assert [line["step"] for line in steps] == list(range(1, 41))
+    assert [line["step"] for line in steps] == list(range(1, 17))
     assert {line["world_size"] for line in steps} == {2}
     assert starts[-1]["from_step"] > 0
     assert {"run.json", "metrics.json", "predictions.parquet"} <= set(out.files())
