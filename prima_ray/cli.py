@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
 import logging
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray import __version__
-from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.base import PrimaError, StrictConfig, is_disk_full
 from prima_ray.config import dump_config, load_config
 from prima_ray.training.cluster import disconnect
 
@@ -52,27 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _is_disk_full(error):
+        if not is_disk_full(error):
             raise
         disconnect()
         _say(f"prima: the disk is full, or a quota or limit on files is reached ({_last_line(error)})")
         _say("  Make room and run the same command again: it continues where it can.")
         return 2
     return code
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whatever library wrote: most raise OSError, safetensors and Arrow only quote the number."""
-    if error is None:
-        return False
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    if any(f"{words} {number}" in str(error) for words in ("os error", "errno") for number in _FULL):
-        return True
-    return _is_disk_full(error.__cause__ or error.__context__)
 
 
 def _last_line(error: BaseException) -> str:

@@ -12,6 +12,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from prima_ray.base import StrictConfig
 
+EXECUTION_KEYS = frozenset(
+    {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
+)
+"""Where and how fast a run trains, not what: a run may be taken up with other values."""
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -86,9 +90,12 @@ RayFirstContextConfig = Annotated[ContextConfig, BeforeValidator(_ray_first)]
 
 
 class CheckpointConfig(StrictConfig):
-    """Which checkpoints stay."""
+    """How checkpoints are written, and which stay."""
 
-    keep_last: int = Field(default=1, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    """The newest so many, beside the best: with one alone there would be none before it if it turns out damaged."""
+    asynchronous: bool = True
+    """Training goes on while a checkpoint is written; the next one waits for it. `false` waits at once."""
 
 
 class SelectionConfig(StrictConfig):

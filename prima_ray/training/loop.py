@@ -6,10 +6,11 @@ validation fold; `_save` one checkpoint. Everything that decides the order is a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prima_ray.base import hash_key
+from prima_ray.base import PrimaError, hash_json, hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
+from prima_ray.data.schema import join, read_manifest
+from prima_ray.data.storage import Folder, WorkingCopy
 from prima_ray.models.keyed_dropout import key_random_masks
 from prima_ray.training.allocator import keep_freed_memory
-from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
+from prima_ray.training.checkpoint import Origin, Progress, check_origin, load_last, load_step
+from prima_ray.training.checkpoint_writer import CheckpointWriter
 from prima_ray.training.config import LoopConfig
 from prima_ray.training.contexts import WorkerContext
 from prima_ray.training.engine import Engine, State, build_engine, trainable_parameters
@@ -36,6 +40,11 @@ from prima_ray.training.task import AgreedError, Task, refuse_unkeyed
 from prima_ray.training.tracking import Tracker
 
 Rows = NDArray[np.int64]
+CHECKPOINTS = "checkpoints"
+KEPT_APART = (CHECKPOINTS, "ray", "run.json", ".lock")
+"""Of a run on an object store: what is no file of the working copy, but written in place, or last, or not at all."""
+_LOST = "checkpoint_lost"
+"""Rides with a step's figures: rank 0's checkpoint could not be written."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class TrainingJob:
     config: LoopConfig
     task: Task
     run: Path
+    """The run directory; where `store` is given, this process's copy of its small files."""
     shards: str
     train_rows: Rows
     """Row numbers in the shards, in their order."""
@@ -52,6 +62,29 @@ class TrainingJob:
     """Empty where there is no validation fold: then the last checkpoint is the best."""
     files: Rows | None = None
     """The file of every row of the shards (`ExamIndex.file`); needed for `shuffle_window`."""
+    store: str | None = None
+    """The run directory's address on an object store; None for a folder on a disk."""
+
+    @property
+    def address(self) -> str:
+        """Where the run is, as a user names it."""
+        return self.store or str(self.run)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where its checkpoints are."""
+        return join(self.address, CHECKPOINTS)
+
+    def origin(self) -> Origin:
+        """What this job's checkpoints belong to. Reads the shards' manifest."""
+        rows = [
+            hashlib.sha256(np.ascontiguousarray(item).tobytes()).hexdigest()
+            for item in (self.train_rows, self.val_rows)
+        ]
+        return Origin(
+            config=self.config.model_dump(mode="json"),
+            exams=hash_json([read_manifest(self.shards).content_hash, *rows]),
+        )
 
 
 def train(job: TrainingJob, context: WorkerContext) -> None:
@@ -72,7 +105,8 @@ class _Loop:
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
         self.job, self.config, self.context = job, job.config, context
         self.task = job.task.prepare(context)
-        self.checkpoints = job.run / "checkpoints"
+        self.checkpoints = job.checkpoints
+        self.files = WorkingCopy(job.run, Folder.at(job.store), without=KEPT_APART) if job.store else None
         self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
         total = self.steps_per_epoch * self.config.epochs
         self.total_steps = min(total, self.config.max_steps or total)
@@ -92,25 +126,64 @@ class _Loop:
         )
         self.gather = Gather() if context.world_size > 1 else None
         self.progress = Progress()
-        self.saved_step = -1
+        self.writer: CheckpointWriter | None = None
+        """On rank 0, once it is known where training begins."""
 
     def run(self) -> None:
-        loaded = load_last(self.checkpoints)
+        loaded = self._load()
         if loaded is not None:
             state, self.progress = loaded
             self._check_state(state)
             self.engine.import_state(state)
-            self.saved_step = self.progress.step
         if self.progress.done:
             return
         if self.context.rank > 0:
             self._run_steps(None)
             return
-        with Tracker(
-            self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
-        ) as tracker:
-            self._note_start(tracker)
-            self._run_steps(tracker)
+        self.writer = CheckpointWriter(
+            self.checkpoints,
+            self.config.checkpoint,
+            self.job.origin(),
+            before=self.files.push if self.files else None,
+            saved_step=self.progress.step,
+        )
+        if self.files:
+            self.files.pull()
+        try:
+            with Tracker(
+                self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
+            ) as tracker:
+                self._note_start(tracker)
+                self._run_steps(tracker)
+        finally:
+            self.writer.close()
+            if self.files:
+                self.files.push()
+
+    def _load(self) -> tuple[State, Progress] | None:
+        """Rank 0 looks for the newest whole checkpoint and the others take that one: none may go on from another."""
+        found, failed = None, None
+        if self.context.rank == 0:
+            try:
+                found = load_last(self.checkpoints)
+                if found:
+                    check_origin(self.checkpoints, found[1].step, self.job.origin())
+            except PrimaError as error:
+                failed = error
+        self._agree(failed)
+        steps = self.context.gather_objects([str(found[1].step)] if found else [])
+        return found or (load_step(self.checkpoints, int(steps[0])) if steps else None)
+
+    def _agree(self, failed: PrimaError | None) -> None:
+        """Raise on every rank what one of them met. Collective.
+
+        Raises:
+            AgreedError: see above.
+        """
+        told = [json.dumps([failed.what, failed.where, failed.mend])] if failed else []
+        for text in self.context.gather_objects(told):
+            what, where, mend = json.loads(text)
+            raise AgreedError(what, where=where, mend=mend) from failed
 
     def _run_steps(self, tracker: Tracker | None) -> None:
         self.engine.module.train()
@@ -145,6 +218,7 @@ class _Loop:
                 self._after_step(tracker)
                 if self.progress.done:
                     break
+            self._settle()
 
     def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
         # Pixels come to the device a micro-batch at a time; what the loss reads of the whole batch is little.
@@ -160,7 +234,12 @@ class _Loop:
             )
         else:
             total, parts = self._accumulate(light, micro)
-        figures = self._reduce({"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}})
+        lost = torch.tensor(float(self.writer is not None and self.writer.failed), device=self.context.device)
+        figures = self._reduce(
+            {"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}, _LOST: lost}
+        )
+        if figures.pop(_LOST):
+            self._settle()
         self._check_finite("loss", figures["loss"], batch, step)
         figures["grad_norm"] = self.engine.step(lr)
         # After the update, which it may have spoilt: nothing is saved between here and there.
@@ -172,10 +251,13 @@ class _Loop:
         if math.isfinite(value):
             return
         ids = self.context.gather_objects(_real_ids(batch))
-        kept = f"The state after step {self.saved_step} is kept. " if self.saved_step > 0 else ""
+        if self.writer:
+            self.writer.close()
+        saved = self.context.gather_objects([str(self.writer.saved_step)] if self.writer else [])
+        kept = f"The state after step {saved[0]} is kept. " if saved != ["0"] else ""
         raise AgreedError(
             f"the {name} is {value} at step {step + 1} (exams {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''})",
-            where=self.job.run,
+            where=self.job.address,
             mend=f"{kept}A lower optimizer.lr, or precision: fp32, usually helps.",
         )
 
@@ -275,13 +357,27 @@ class _Loop:
         return self.task.metrics({key: value[real] for key, value in whole.items()})
 
     def _save(self, tracker: Tracker | None) -> None:
+        """One checkpoint; where they are asynchronous it has only begun when this returns, see `_settle`."""
+        # Before the export: two states at once would be twice the memory.
+        self._settle()
         state = self.engine.export_state()
         if tracker:
             tracker.flush()
-        if self.context.rank == 0:
-            save_checkpoint(self.checkpoints, state, self.progress, keep_last=self.config.checkpoint.keep_last)
-        self.saved_step = self.progress.step
-        self.context.barrier()
+        self._settle(lambda writer: writer.save(state, self.progress))
+
+    def _settle(self, act: Callable[[CheckpointWriter], None] = CheckpointWriter.wait) -> None:
+        """Wait for the checkpoint that is being written, or do something else with the writer. Collective.
+
+        Raises:
+            AgreedError: rank 0 could not write it.
+        """
+        failed = None
+        if self.writer:
+            try:
+                act(self.writer)
+            except PrimaError as error:
+                failed = error
+        self._agree(failed)
 
     def _check_state(self, state: State) -> None:
         wanted = {name for name, _ in trainable_parameters(self.engine.module)}
