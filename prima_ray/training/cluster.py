@@ -25,13 +25,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a cluster, or several alike that an autoscaler may add."""
+    """One node of a cluster."""
 
     name: str
-    """Its address, or the name of the autoscaler's node group."""
     cpus: float
     gpus: float
-    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,27 +39,21 @@ class ClusterView:
     address: str | None
     """None: it would be started on this machine."""
     nodes: tuple[Node, ...]
-    to_come: tuple[Node, ...] = ()
-    """What an autoscaler may add at most."""
 
     @property
     def cpus(self) -> float:
-        return sum(node.cpus * node.count for node in self.nodes)
+        return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        return sum(node.gpus * node.count for node in self.nodes)
-
-    def grown(self) -> ClusterView:
-        """With all that an autoscaler may add."""
-        return ClusterView(self.address, (*self.nodes, *self.to_come))
+        return sum(node.gpus for node in self.nodes)
 
     def room(self, cpus: float, gpus: float) -> int:
         """How many workers of so many CPUs and GPUs fit: a worker lies on one node."""
 
         def on(node: Node) -> int:
             parts = [int(have / want + 1e-9) for have, want in ((node.cpus, cpus), (node.gpus, gpus)) if want]
-            return min(parts) * node.count
+            return min(parts)
 
         return sum(map(on, self.nodes))
 
@@ -176,21 +168,13 @@ def planned_view(context: RayContextConfig, *, num_workers: int, gpus: int) -> C
 def view() -> ClusterView:
     """The cluster that this process has joined."""
     import ray
-    from ray._private.state import state
 
     nodes = tuple(
         Node(item["NodeManagerAddress"], item["Resources"].get("CPU", 0.0), item["Resources"].get("GPU", 0.0))
         for item in ray.nodes()
         if item["Alive"]
     )
-    # The only place where an autoscaler says what it may add; Ray Train reads it too. None without an autoscaler.
-    groups = getattr(state.get_cluster_config(), "node_group_configs", ())
-    to_come = tuple(
-        Node(group.name, float(group.resources.get("CPU", 0)), float(group.resources.get("GPU", 0)), group.max_count)
-        for group in groups
-        if group.max_count > 0
-    )
-    return ClusterView(ray.get_runtime_context().gcs_address, nodes, to_come)
+    return ClusterView(ray.get_runtime_context().gcs_address, nodes)
 
 
 def node_ids() -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prima_ray.training.checks import Check, Finding, Subject
-from prima_ray.training.cluster import ClusterView
+from prima_ray.training.cluster import ClusterView, named_address
 from prima_ray.training.config import RayContextConfig
+
+_ADD_NODES = "or add a node; set context.autoscales where the cluster adds them by itself."
 
 
 def cpu_budget(subject: Subject) -> Iterator[Finding]:
@@ -20,13 +22,13 @@ def cpu_budget(subject: Subject) -> Iterator[Finding]:
         yield Finding("ok", _sums(cluster.cpus, "CPUs", low, context.cpus_per_worker))
         if high > low and _too_few_cpus(cluster, context, high):
             yield _runs_with_fewer(cluster, context, "CPUs")
-    elif _too_few_cpus(cluster.grown(), context, low) is None:
-        yield Finding("warning", f"{short}, until the autoscaler has added nodes", cluster.address)
-    elif cluster.address is None:
+    elif context.autoscales:
+        yield Finding("warning", f"{short}: the job waits until nodes have been added", cluster.address)
+    elif named_address(context) is None:
         mend = "Lower num_workers or context.cpus_per_worker, or raise context.num_cpus."
         yield Finding("error", f"{short}: training would wait for ever", mend=mend)
     else:
-        mend = "Lower num_workers or context.cpus_per_worker, or add a node."
+        mend = f"Lower num_workers or context.cpus_per_worker, {_ADD_NODES}"
         yield Finding("error", f"{short}: training would wait for ever", mend=mend)
 
 
@@ -59,10 +61,10 @@ def gpu_budget(subject: Subject) -> Iterator[Finding]:
             yield _runs_with_fewer(cluster, context, "GPUs")
         return
     short = f"{low} workers of {each:g} GPUs want more than the cluster's {have:g}"
-    if low * each <= cluster.grown().gpus:
-        yield Finding("warning", f"{short}, until the autoscaler has added nodes", cluster.address)
+    if context.autoscales:
+        yield Finding("warning", f"{short}: the job waits until nodes have been added", cluster.address)
         return
-    yield Finding("error", short, mend="Lower num_workers or context.gpus_per_worker, or add a node.")
+    yield Finding("error", short, mend=f"Lower num_workers or context.gpus_per_worker, {_ADD_NODES}")
 
 
 def room(subject: Subject) -> Iterator[Finding]:
@@ -72,10 +74,7 @@ def room(subject: Subject) -> Iterator[Finding]:
         return
     low, _ = _workers(subject)
     each = context.cpus_per_worker, context.gpus_per_worker
-    if cluster.room(*each) >= low or _is_short(cluster, context, low):
-        return
-    if cluster.grown().room(*each) >= low:
-        yield Finding("warning", f"room for {cluster.room(*each)} of {low} workers, until nodes are added")
+    if cluster.room(*each) >= low or context.autoscales or _is_short(cluster, context, low):
         return
     asked = f"{each[0]:g} CPUs" + (f" and {each[1]:g} GPUs" if each[1] else "")
     nodes = ", ".join(f"{node.name} {node.cpus:g} CPUs, {node.gpus:g} GPUs" for node in cluster.nodes)

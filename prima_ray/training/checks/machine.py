@@ -144,9 +144,7 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
         wanted = _STORE_SHARE * facts.memory_bytes
         text = f"{SHM} has {_gib(facts.shm_bytes)} GiB, Ray's object store takes {_gib(wanted)}"
         if facts.shm_bytes < wanted:
-            mend = (
-                f"docker run --shm-size={wanted / _GIB:.0f}g; on Kubernetes an emptyDir of medium Memory at /dev/shm."
-            )
+            mend = f"docker run --shm-size={wanted / _GIB:.0f}g; on Kubernetes an emptyDir of medium Memory at {SHM}."
             yield Finding("warning", f"{text}: it would lie on the disk", name, mend)
         else:
             yield Finding("ok", text, name)
