@@ -182,6 +182,17 @@ def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
     return any(marker in _metadata(field) for field in fields if field)
 
 
+def input_paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, path) of everything that a resolved config reads: its values of type `InputPath`, in sections too."""
+    marker = typing.get_args(InputPath)[1]
+    for name, field in type(config).model_fields.items():
+        value, key = getattr(config, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from input_paths(value, f"{key}.")
+        elif isinstance(value, str) and marker in _metadata(field):
+            yield key, value
+
+
 def _metadata(field: FieldInfo) -> list[Any]:
     found = list(field.metadata)
     for argument in typing.get_args(field.annotation):

@@ -101,20 +101,30 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
             raise PrimaError(f"`out` cannot be made ({error.strerror})", where=path) from None
         return RunDir(path=path, stage=stage, finished=False)
     if not (path / CONFIG).exists():
-        raise PrimaError(
-            "`out` exists and is no run directory (it has no config.yaml)", where=path, mend="Choose another `out`."
-        )
+        raise no_run(path)
     found = read_yaml(path / CONFIG)
     # `out` led here: how it was written then, or where the folder lay, does not matter.
     same = execution_keys | {"out"}
     shown = differing_keys(found, wanted, ignored=same)
     if shown:
-        raise PrimaError(
-            f"`out` holds a run of another config; it differs in {shown}",
-            where=path,
-            mend="Choose another `out`, or delete the folder if the run is not needed.",
-        )
+        raise other_config(path, shown)
     return RunDir(path=path, stage=stage, finished=(path / RECORD).exists())
+
+
+def no_run(where: str | Path) -> PrimaError:
+    """`out` holds something else."""
+    return PrimaError(
+        "`out` exists and is no run directory (it has no config.yaml)", where=where, mend="Choose another `out`."
+    )
+
+
+def other_config(where: str | Path, differing: str) -> PrimaError:
+    """`out` holds a run of another config."""
+    return PrimaError(
+        f"`out` holds a run of another config; it differs in {differing}",
+        where=where,
+        mend="Choose another `out`, or delete the folder if the run is not needed.",
+    )
 
 
 def finish_run(

@@ -70,6 +70,8 @@ class RayContextConfig(StrictConfig):
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """Less than the cluster has: Ray Data reads with what the workers leave."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    autoscales: bool = False
+    """The cluster adds nodes when they are asked for: a job that does not fit yet waits instead of being refused."""
     num_cpus: int | None = Field(default=None, gt=0)
     """Logical CPUs of a cluster started here; `null`: enough for the workers and the readers."""
     max_failures: int = Field(default=2, ge=-1)

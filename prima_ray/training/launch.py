@@ -17,7 +17,8 @@ import torch
 
 from prima_ray.base import PrimaError, json_text
 from prima_ray.data.storage import Folder, reaching
-from prima_ray.training.cluster import check_budget, connect
+from prima_ray.training.checks.before_workers import check_before_workers
+from prima_ray.training.cluster import connect, view
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.loop import TrainingJob, train
@@ -74,7 +75,7 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     connect(context, num_workers=job.config.worker_range[1])
-    check_budget(context, num_workers=job.config.worker_range[1])
+    check_before_workers(job.config, view())
     check_shared(job.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -11,8 +11,6 @@ import torch
 
 from prima_ray.base import PrimaError
 from prima_ray.training import launch as launch_module
-from prima_ray.training.cluster import check_budget
-from prima_ray.training.config import RayContextConfig
 from prima_ray.training.task import AgreedError
 from tests.unit.training.toys import curve, make_job
 
@@ -90,41 +88,3 @@ def test_a_worker_leaves_word_of_a_mistake_and_raises_only_where_others_wait(
     assert str(found) == "there: too far\n  Come back."
     # The group that Ray starts again does not run into the same mistake.
     launch_module._ray_worker({"job": job})
-
-
-@pytest.mark.parametrize(
-    ("resources", "workers", "context", "message"),
-    [
-        (
-            {"CPU": 2.0},
-            2,
-            {"cpus_per_worker": 1},
-            "2 workers of 1 CPUs leave 0 of the cluster's 2 CPUs to Ray Data, which needs at least 1: training would "
-            "wait for ever\n  Lower num_workers or context.cpus_per_worker, or add a node.",
-        ),
-        (
-            {"CPU": 8.0, "GPU": 1.0},
-            2,
-            {"gpus_per_worker": 1},
-            "2 workers of 1 GPUs want more than the cluster's 1\n"
-            "  Lower num_workers or context.gpus_per_worker, or add a node.",
-        ),
-        ({"CPU": 2.0}, 2, {"cpus_per_worker": 0.5}, None),
-    ],
-)
-def test_a_job_that_would_wait_for_ever_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    resources: dict[str, float],
-    workers: int,
-    context: dict[str, Any],
-    message: str | None,
-):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    config = RayContextConfig.model_validate(context)
-    if message is None:
-        check_budget(config, num_workers=workers)
-        return
-    with pytest.raises(PrimaError) as caught:
-        check_budget(config, num_workers=workers)
-    assert str(caught.value) == message
