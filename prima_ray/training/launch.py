@@ -16,6 +16,7 @@ from prima_ray.base import PrimaError, read_json, write_json
 from prima_ray.training.cluster import check_budget, connect
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
+from prima_ray.training.leaving import DOORBELL, GroupLeaves
 from prima_ray.training.loop import TrainingJob, train
 from prima_ray.training.task import AgreedError
 
@@ -68,9 +69,12 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     connect(context, num_workers=job.config.worker_range[1])
-    check_budget(context, num_workers=job.config.worker_range[1])
+    # What an elastic run needs to start; it grows onto what is there.
+    check_budget(context, num_workers=job.config.worker_range[0])
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from prima_ray.training.elastic_ray import Trainer, callbacks
 
     gpus = context.gpus_per_worker
     resources = {"CPU": context.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
@@ -80,7 +84,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         if low == high
         else {"num_workers": (low, high), "elastic_resize_monitor_interval_s": context.resize_interval_s}
     )
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _ray_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(use_gpu=gpus > 0, resources_per_worker=resources, **elastic),
@@ -89,6 +93,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
             name=job.run.name,
             storage_path=str(job.run.resolve() / "ray"),
             failure_config=FailureConfig(max_failures=context.max_failures),
+            callbacks=callbacks(patience_s=context.leave_timeout_s),
         ),
     )
     try:
@@ -123,7 +128,10 @@ def _ray_worker(config: dict[str, Any]) -> None:
         return
     context = RayContext()
     try:
-        train(job, context)
+        finished = train(job, context)
+        DOORBELL.answer()
+        if not finished and not DOORBELL.rung:
+            raise GroupLeaves
     except PrimaError as error:
         write_json(job.run / _MISTAKE, {"what": error.what, "where": error.where, "mend": error.mend})
         # Raising makes Ray tear the other workers down, print its own account, and start the group again. Where no

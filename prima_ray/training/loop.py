@@ -30,6 +30,7 @@ from prima_ray.training.contexts import WorkerContext
 from prima_ray.training.engine import Engine, State, build_engine, trainable_parameters
 from prima_ray.training.gather import Gather
 from prima_ray.training.gradient_cache import backward_cached, concatenate
+from prima_ray.training.leaving import Notice
 from prima_ray.training.schedule import learning_rate
 from prima_ray.training.task import AgreedError, Task, refuse_unkeyed
 from prima_ray.training.tracking import Tracker
@@ -53,8 +54,11 @@ class TrainingJob:
     """The file of every row of the shards (`ExamIndex.file`); needed for `shuffle_window`."""
 
 
-def train(job: TrainingJob, context: WorkerContext) -> None:
+def train(job: TrainingJob, context: WorkerContext) -> bool:
     """Train to the end, from the newest whole checkpoint if there is one. Collective: every rank calls it.
+
+    Returns:
+        False where the workers were told to leave before the end: they saved, and another group will go on.
 
     Raises:
         AgreedError: the loss or its gradient is not finite, or the checkpoint or config does not fit the task.
@@ -64,13 +68,15 @@ def train(job: TrainingJob, context: WorkerContext) -> None:
     """
     if context.device.type == "cpu":
         keep_freed_memory()
-    _Loop(job, context).run()
+    return _Loop(job, context).run()
 
 
 class _Loop:
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
         self.job, self.config, self.context = job, job.config, context
+        self.timeline = {"train": time.time()}
         self.task = job.task.prepare(context)
+        self.timeline["prepared"] = time.time()
         self.checkpoints = job.run / "checkpoints"
         self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
         total = self.steps_per_epoch * self.config.epochs
@@ -88,11 +94,13 @@ class _Loop:
             device=context.device,
             num_micro_batches=math.ceil(local_batch / self.micro_batch),
         )
+        self.timeline["engine"] = time.time()
         self.gather = Gather() if context.world_size > 1 else None
         self.progress = Progress()
         self.saved_step = -1
+        self.saving = self.leaving = False
 
-    def run(self) -> None:
+    def run(self) -> bool:
         loaded = load_last(self.checkpoints)
         if loaded is not None:
             state, self.progress = loaded
@@ -100,15 +108,17 @@ class _Loop:
             self.engine.import_state(state)
             self.saved_step = self.progress.step
         if self.progress.done:
-            return
+            return True
+        workers = self.context.gather_objects([self.context.name])
         if self.context.rank > 0:
             self._run_steps(None)
-            return
+            return self.progress.done
         with Tracker(
             self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
         ) as tracker:
-            self._note_start(tracker)
+            self._note_start(tracker, workers)
             self._run_steps(tracker)
+        return self.progress.done
 
     def _run_steps(self, tracker: Tracker | None) -> None:
         self.engine.module.train()
@@ -141,7 +151,7 @@ class _Loop:
                     started = now
                 bar.update(loss=figures["loss"])
                 self._after_step(tracker)
-                if self.progress.done:
+                if self.progress.done or self.leaving:
                     break
 
     def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
@@ -157,7 +167,11 @@ class _Loop:
             )
         else:
             total, parts = self._accumulate(batch, micro)
-        figures = self._reduce({"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}})
+        heard = _as_figures(self.context.notice(), total)
+        values = {"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}, **heard}
+        figures = self._reduce(values)
+        # Of any rank, so that all save or leave after the same step.
+        self.saving, self.leaving = (figures.pop(key) > 0 for key in heard)
         self._check_finite("loss", figures["loss"], batch, step)
         figures["grad_norm"] = self.engine.step(lr)
         # After the update, which it may have spoilt: nothing is saved between here and there.
@@ -208,8 +222,10 @@ class _Loop:
         if last or (epoch_end and epoch % self.config.validate_every_epochs == 0):
             self._validate(tracker, last=last)
             self._save(tracker)
-        elif self.config.checkpoint_every_steps and step % self.config.checkpoint_every_steps == 0:
+        elif self.saving or self.leaving or step % (self.config.checkpoint_every_steps or step + 1) == 0:
             self._save(tracker)
+        if self.saving:
+            self.context.heeded()
 
     def _validate(self, tracker: Tracker | None, *, last: bool) -> None:
         """Look at the validation fold, and move `progress` on: is this the best state so far, is training over."""
@@ -296,23 +312,31 @@ class _Loop:
             "lr": lr,
             "world_size": self.context.world_size,
             "seconds": round(seconds, 4),
+            "time": round(time.time(), 3),
             **figures,
         }
 
     def _params(self) -> dict[str, Any]:
         return {"task": self.task.kind, "steps": self.total_steps, **self.config.model_dump(mode="json")}
 
-    def _note_start(self, tracker: Tracker) -> None:
+    def _note_start(self, tracker: Tracker, workers: list[str]) -> None:
         """One line a start: who trains, from where, and what is done twice."""
         record = {
             "from_step": self.progress.step,
             "replayed_steps": tracker.num_replayed,
             "engine": self.engine.describe(),
             "micro_batch": self.micro_batch,
+            "workers": workers,
+            "timeline": {name: round(at, 2) for name, at in {**self.context.timeline, **self.timeline}.items()},
             "time": time.time(),
         }
         with (self.job.run / "starts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _as_figures(notice: Notice, like: Tensor) -> dict[str, Tensor]:
+    """What this rank has heard, to be reduced with the loss."""
+    return {item.value: like.new_tensor(float(notice is item)) for item in (Notice.SAVE, Notice.LEAVE)}
 
 
 @contextmanager
