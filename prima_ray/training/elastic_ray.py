@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from prima_ray.training.leaving import GroupLeaves, ask_to_leave, has_left
+from prima_ray.training.leaving import PLAIN, GroupLeaves, ask_to_leave, has_left
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -39,11 +39,9 @@ _ELASTIC_SETTINGS: Mapping[str, str] = {
     # not granted at once was on a node that is lost.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
 }
-PLAIN = "PRIMA_PLAIN_RAY_TRAIN"
-"""Set to 1, this variable leaves Ray Train as it is: for measuring what this module is worth."""
 
 
-class Trainer(TorchTrainer):
+class Trainer(TorchTrainer):  # type: ignore[misc]
     """A trainer whose controller sees the nodes as they are, and hears early of those that go."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
@@ -67,15 +65,14 @@ class FreshNodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
     """Counts nodes that are there now and will stay."""
 
     def _get_reserved_resources(self) -> Any:
-        if time.monotonic() - self._latest_reserved_resources_query_time < self.GET_RESERVED_RESOURCES_INTERVAL_S:
-            return self._latest_reserved_resources
-        self._recount()
+        since: float = time.monotonic() - self._latest_reserved_resources_query_time
+        if since >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            self._recount()
         reserved = super()._get_reserved_resources()
         if reserved is None:
             return None
         draining = ray._private.state.state.get_draining_nodes()
-        self._latest_reserved_resources = {node: found for node, found in reserved.items() if node not in draining}
-        return self._latest_reserved_resources
+        return {node: found for node, found in reserved.items() if node not in draining}
 
     def _recount(self) -> None:
         """The coordinator's view is up to 20 s old; asked so, it looks at the cluster first."""

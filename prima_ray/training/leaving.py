@@ -15,6 +15,10 @@ LAST_CALL_S = 10.0
 """So long before a node is taken away its group leaves: time for a step, a checkpoint, and the group's end."""
 
 
+PLAIN = "PRIMA_PLAIN_RAY_TRAIN"
+"""Set to 1, this variable leaves Ray Train as it is: for measuring what `elastic_ray` is worth."""
+
+
 class GroupLeaves(Exception):  # noqa: N818 - no error: it tells the controller to start the group elsewhere
     """Every rank saved and left, because a node of the group will be taken away."""
 
