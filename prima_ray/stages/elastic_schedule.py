@@ -33,7 +33,7 @@ class ListedScheduleConfig(StrictConfig):
     """Events one by one."""
 
     kind: Literal["listed"] = "listed"
-    events: tuple[EventConfig, ...] = Field(min_length=1)
+    events: tuple[EventConfig, ...]
 
 
 class RandomScheduleConfig(StrictConfig):
@@ -41,7 +41,7 @@ class RandomScheduleConfig(StrictConfig):
 
     kind: Literal["random"] = "random"
     num_events: int = Field(gt=0)
-    choose_from: tuple[EventKind, ...] = Field(default=EVENTS, min_length=1)
+    choose_from: tuple[EventKind, ...] = EVENTS
     deadline_s: float = Field(default=30.0, gt=0)
 
 
@@ -67,6 +67,8 @@ def resolve_schedule(
         events = _draw(schedule, start=start, low=low, high=high, total_steps=total_steps, seed=seed)
     else:
         events = schedule.events
+    if not events:
+        raise PrimaError("schedule.events is empty: nothing would happen", mend="Name at least one event.")
     _check(events, start=start, low=low, high=high, total_steps=total_steps)
     return events
 
@@ -104,7 +106,7 @@ def _draw(
         possible = [kind for kind in schedule.choose_from if low <= nodes + _CHANGE.get(kind, 0) <= high]
         if not possible:
             raise PrimaError(
-                f"schedule.choose_from: none of {', '.join(schedule.choose_from)} is possible with {nodes} nodes",
+                f"schedule.choose_from: none of {', '.join(schedule.choose_from) or 'nothing'} is possible with {nodes} nodes",
                 mend="Allow more kinds of events.",
             )
         kind = possible[int(rng.integers(len(possible)))]

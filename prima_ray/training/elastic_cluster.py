@@ -23,7 +23,7 @@ QUICK_HEALTH_CHECKS: Mapping[str, int] = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 4,
 }
-"""A node that is gone is given up after some 5 s instead of Ray's 20. On a real cluster: `RAY_<name>` in the environment
+"""A lost node is given up after some 5 s instead of Ray's 20. On a real cluster: `RAY_<name>` in the environment
 of the head's `ray start`."""
 _STORE_BYTES = 200 * 2**20
 
