@@ -33,6 +33,8 @@ _STAGES: dict[str, type[TrainingConfig]] = {
     "finetune": finetune.FinetuneConfig,
     "fuse": fuse.FuseConfig,
 }
+_MAX_FAILURES = 20
+"""More than any schedule kills, and few enough that a training which fails by itself comes to an end."""
 _CPUS_PER_NODE = 2
 _CPUS_PER_WORKER = 1.5
 """One worker fits a node, none fits the head, and Ray Data has what is left."""
@@ -128,7 +130,7 @@ def run(config: ElasticConfig) -> Path:
 
 def _training_config(config: ElasticConfig) -> TrainingConfig:
     changes = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in config.changes.items()]
-    engine = [f"context={{kind: ray, cpus_per_worker: {_CPUS_PER_WORKER}, max_failures: -1, "
+    engine = [f"context={{kind: ray, cpus_per_worker: {_CPUS_PER_WORKER}, max_failures: {_MAX_FAILURES}, "
               f"resize_interval_s: {config.resize_interval_s}}}", f"num_workers={list(config.num_workers)}",
               "log_exam_ids=true"]  # fmt: skip
     return load_config(_STAGES[config.stage], config.inputs.training, [*changes, *engine])

@@ -106,7 +106,7 @@ def _draw(
         possible = [kind for kind in schedule.choose_from if low <= nodes + _CHANGE.get(kind, 0) <= high]
         if not possible:
             raise PrimaError(
-                f"schedule.choose_from: none of {', '.join(schedule.choose_from) or 'nothing'} is possible with {nodes} nodes",
+                f"schedule.choose_from: none of {', '.join(schedule.choose_from)} is possible with {nodes} nodes",
                 mend="Allow more kinds of events.",
             )
         kind = possible[int(rng.integers(len(possible)))]

@@ -125,7 +125,7 @@ class LocalContext:
 class RayContext:
     """One Ray Train worker. Made inside the worker, after Ray has set up the process group."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, heeds_notices: bool = True) -> None:
         import ray.train
         import ray.train.torch
 
@@ -138,7 +138,7 @@ class RayContext:
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self.timeline: Mapping[str, float] = {"process": process_started(), "context": time.time()}
-        self._diary = PreemptionDiary()
+        self._heeds_notices, self._diary = heeds_notices, PreemptionDiary()
         self.name = f"{ray.get_runtime_context().get_node_id()}:{os.getpid()}"
         if ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0) < 1:
             _share_cores(context.get_local_world_size())
@@ -165,7 +165,7 @@ class RayContext:
     def notice(self) -> Notice:
         if DOORBELL.rung:
             return Notice.LEAVE
-        found = _preemption()
+        found = _preemption() if self._heeds_notices else None
         return self._diary.read(found[0], deadline=found[1], now=time.time()) if found else Notice.NONE
 
     def heeded(self) -> None:

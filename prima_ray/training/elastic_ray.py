@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from prima_ray.training.leaving import PLAIN, GroupLeaves, ask_to_leave, has_left
+from prima_ray.training.leaving import GroupLeaves, ask_to_leave, has_left, is_plain
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -45,7 +45,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     """A trainer whose controller sees the nodes as they are, and hears early of those that go."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        if os.environ.get(PLAIN) != "1":
+        if not is_plain():
             elastic = self.scaling_config.elasticity_enabled
             for name, value in {**_SETTINGS, **(_ELASTIC_SETTINGS if elastic else {})}.items():
                 # A variable that the user has set stays.
@@ -58,7 +58,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
 def callbacks(*, patience_s: float) -> list[Any]:
     """For `RunConfig`."""
-    return [] if os.environ.get(PLAIN) == "1" else [SaveBeforeLeaving(patience_s=patience_s)]
+    return [] if is_plain() else [SaveBeforeLeaving(patience_s=patience_s)]
 
 
 class FreshNodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]

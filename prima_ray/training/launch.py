@@ -16,7 +16,7 @@ from prima_ray.base import PrimaError, read_json, write_json
 from prima_ray.training.cluster import check_budget, connect
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
-from prima_ray.training.leaving import DOORBELL, GroupLeaves
+from prima_ray.training.leaving import DOORBELL, GroupLeaves, is_plain
 from prima_ray.training.loop import TrainingJob, train
 from prima_ray.training.task import AgreedError
 
@@ -86,7 +86,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     )
     trainer = Trainer(
         _ray_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "heeds_notices": not is_plain()},
         scaling_config=ScalingConfig(use_gpu=gpus > 0, resources_per_worker=resources, **elastic),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
@@ -126,7 +126,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
     if (job.run / _MISTAKE).exists():
         # The group was restarted after a mistake of the user's: trying again would end the same way.
         return
-    context = RayContext()
+    context = RayContext(heeds_notices=config["heeds_notices"])
     try:
         finished = train(job, context)
         DOORBELL.answer()

@@ -8,6 +8,7 @@ the word travels with the reduction of the loss, so all ranks act on it after th
 
 from __future__ import annotations
 
+import os
 import threading
 from enum import Enum
 
@@ -17,6 +18,11 @@ LAST_CALL_S = 10.0
 
 PLAIN = "PRIMA_PLAIN_RAY_TRAIN"
 """Set to 1, this variable leaves Ray Train as it is: for measuring what `elastic_ray` is worth."""
+
+
+def is_plain() -> bool:
+    """Whether this process was asked to leave Ray Train as it is."""
+    return os.environ.get(PLAIN) == "1"
 
 
 class GroupLeaves(Exception):  # noqa: N818 - no error: it tells the controller to start the group elsewhere

@@ -1,4 +1,4 @@
-"""`prima elastic` as a user calls it: real nodes, a real SIGKILL, 2 -> 1 -> 2 workers; and a shard damaged on the way."""
+"""`prima elastic` as a user calls it: real nodes, a real SIGKILL, 2 -> 1 -> 2 workers. And a shard that is damaged."""
 
 from __future__ import annotations
 

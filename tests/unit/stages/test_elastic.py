@@ -74,4 +74,4 @@ def test_the_preset_loads_and_its_training_too(monkeypatch: pytest.MonkeyPatch):
     assert training.worker_range == config.num_workers
     assert training.log_exam_ids
     assert training.context.kind == "ray"
-    assert training.context.max_failures == -1
+    assert training.context.cpus_per_worker == 1.5
