@@ -25,6 +25,7 @@ QUICK_HEALTH_CHECKS: Mapping[str, int] = {
 }
 """A lost node is given up after some 5 s instead of Ray's 20. On a real cluster: `RAY_<name>` in the environment
 of the head's `ray start`."""
+_ATTEMPTS = 3
 _STORE_BYTES = 200 * 2**20
 
 
@@ -92,17 +93,7 @@ def local_nodes(
     """
     # The utility notes its address where every Ray process of this user would look for a cluster to join.
     with tempfile.TemporaryDirectory(prefix="prima-", ignore_cleanup_errors=True) as folder, _environment(folder):
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 1,
-                "object_store_memory": _STORE_BYTES,
-                "include_dashboard": False,
-                "_system_config": dict(system_config or {}),
-            },
-        )
+        cluster = _start_head(system_config or {})
         try:
             nodes = LocalNodes(cluster, cpus_per_node=cpus_per_node)
             for _ in range(count):
@@ -110,6 +101,28 @@ def local_nodes(
             yield nodes
         finally:
             cluster.shutdown()
+
+
+def _start_head(system_config: Mapping[str, Any]) -> Any:
+    from ray.cluster_utils import Cluster
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            return Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 1,
+                    "object_store_memory": _STORE_BYTES,
+                    "include_dashboard": False,
+                    "_system_config": dict(system_config),
+                },
+            )
+        except Exception as error:
+            # Ray gives its processes 30 s, a constant; a busy machine may need longer the first time.
+            if "timed out during startup" not in str(error) or attempt == _ATTEMPTS - 1:
+                raise
+            _log.warning("Ray did not start within 30 s: trying again")
+    raise AssertionError("the last attempt raises")
 
 
 @contextmanager
