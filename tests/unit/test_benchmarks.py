@@ -29,6 +29,7 @@ def test_the_benchmarks_are_there() -> None:
         "elastic_pause",
         "feature_cache",
         "gpu_train",
+        "index_whole",
         "indexing",
         "ingest_stream",
         "retrieval",
