@@ -39,7 +39,7 @@ EXECUTION_KEYS = frozenset(
     {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
 )
 """Where and how fast a run trains, not what: a run may be taken up with other values."""
-_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "ray"})
+_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "text_features.json", "ray"})
 """What a run holds before its first step, besides its config."""
 
 
