@@ -336,7 +336,7 @@ class _Loop:
 
 def _as_figures(notice: Notice, like: Tensor) -> dict[str, Tensor]:
     """What this rank has heard, to be reduced with the loss."""
-    return {item.value: like.new_tensor(float(notice is item)) for item in (Notice.SAVE, Notice.LEAVE)}
+    return {item.value: like.new_full((), float(notice is item)) for item in (Notice.SAVE, Notice.LEAVE)}
 
 
 @contextmanager
