@@ -32,6 +32,11 @@ STAGES: dict[str, tuple[str, str, str]] = {
     "align": ("prima_ray.stages.align", "AlignConfig", "shards -> image and text towers aligned by four losses"),
     "finetune": ("prima_ray.stages.finetune", "FinetuneConfig", "align's image tower -> a classifier of photos"),
     "fuse": ("prima_ray.stages.fuse", "FuseConfig", "towers -> the diagnosis from photos and attributes"),
+    "elastic": (
+        "prima_ray.stages.elastic",
+        "ElasticConfig",
+        "a training whose workers come and go, beside a fixed one",
+    ),
 }
 """Name -> (module, config class, what it does). A stage module has `run(config) -> Path`."""
 

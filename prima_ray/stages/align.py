@@ -131,6 +131,7 @@ def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
         feature_root=feature_root(config),
         feature_config=config.features,
         cache_text=config.cache_features,
+        feature_note=str(plan.run.path.resolve() / "text_features.json"),
     )
 
 

@@ -38,7 +38,7 @@ from prima_ray.training.tracking import absolute_uri
 
 _log = logging.getLogger(__name__)
 
-_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "ray"})
+_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "text_features.json", "ray"})
 """What a run holds before its first step, besides its config."""
 
 
@@ -115,14 +115,7 @@ def run_training(
 
 def _plan(config: TrainingConfig, run: RunDir, shards: str, *, labelled: bool) -> Plan:
     index = ExamIndex.read(shards)
-    roles = split_roles(
-        index,
-        fold=None if config.fold == "none" else config.fold,
-        val_fold=config.val_fold,
-        split=config.split,
-    )
-    if labelled:
-        roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    roles = split_rows(config, index, labelled=labelled)
     _check_rows(roles, config, shards)
     _log.info(
         "%s: %d exams train, %d validate, %d are held out",
@@ -188,6 +181,19 @@ def train_task(
     model = prepared.build()
     load_parameters(model, state)
     return prepared, model.eval(), progress
+
+
+def split_rows(config: TrainingConfig, index: ExamIndex, *, labelled: bool) -> Roles:
+    """The rows that train, choose and test; with ``labelled``, of the exams that have a diagnosis."""
+    roles = split_roles(
+        index,
+        fold=None if config.fold == "none" else config.fold,
+        val_fold=config.val_fold,
+        split=config.split,
+    )
+    if labelled:
+        return Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    return roles
 
 
 def _check_rows(roles: Roles, config: TrainingConfig, shards: str) -> None:

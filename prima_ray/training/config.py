@@ -78,6 +78,8 @@ class RayContextConfig(StrictConfig):
     """Restarts of the worker group from the last checkpoint before giving up; -1: without end."""
     resize_interval_s: float = Field(default=60.0, gt=0)
     """How often an elastic run looks for nodes to grow onto."""
+    leave_timeout_s: float = Field(default=60.0, gt=0)
+    """How long workers that make room for another number of workers may take to finish their step and save."""
 
 
 ContextConfig = Annotated[LocalContextConfig | RayContextConfig, Field(discriminator="kind")]

@@ -21,6 +21,7 @@ from prima_ray.training.checks.before_workers import check_before_workers
 from prima_ray.training.cluster import connect, view
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
+from prima_ray.training.leaving import DOORBELL, GroupLeaves, is_plain
 from prima_ray.training.loop import TrainingJob, train
 from prima_ray.training.shared_folder import check_shared
 from prima_ray.training.task import AgreedError
@@ -78,7 +79,9 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     check_before_workers(job.config, view())
     check_shared(job.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from prima_ray.training.elastic_ray import Trainer, callbacks
 
     gpus = context.gpus_per_worker
     resources = {"CPU": context.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
@@ -89,9 +92,9 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         else {"num_workers": (low, high), "elastic_resize_monitor_interval_s": context.resize_interval_s}
     )
     storage = Folder.at(job.address).folder("ray")
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _ray_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "heeds_notices": not is_plain()},
         scaling_config=ScalingConfig(use_gpu=gpus > 0, resources_per_worker=resources, **elastic),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
@@ -99,6 +102,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
             storage_path=storage.root,
             storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(max_failures=context.max_failures),
+            callbacks=callbacks(patience_s=context.leave_timeout_s),
         ),
     )
     try:
@@ -132,10 +136,13 @@ def _ray_worker(config: dict[str, Any]) -> None:
     if home.exists(_MISTAKE):
         # The group was restarted after a mistake of the user's: trying again would end the same way.
         return
-    context = RayContext()
+    context = RayContext(heeds_notices=config["heeds_notices"])
     try:
         with _scratch(job) as mine:
-            train(mine, context)
+            finished = train(mine, context)
+        DOORBELL.answer()
+        if not finished and not DOORBELL.rung:
+            raise GroupLeaves
     except PrimaError as error:
         try:
             home.write(_MISTAKE, json_text({"what": error.what, "where": error.where, "mend": error.mend}).encode())

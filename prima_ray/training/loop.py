@@ -35,6 +35,7 @@ from prima_ray.training.contexts import WorkerContext
 from prima_ray.training.engine import Engine, State, build_engine, trainable_parameters
 from prima_ray.training.gather import Gather
 from prima_ray.training.gradient_cache import backward_cached, concatenate
+from prima_ray.training.leaving import Notice
 from prima_ray.training.schedule import learning_rate
 from prima_ray.training.task import AgreedError, Task, refuse_unkeyed
 from prima_ray.training.tracking import Tracker
@@ -87,8 +88,11 @@ class TrainingJob:
         )
 
 
-def train(job: TrainingJob, context: WorkerContext) -> None:
+def train(job: TrainingJob, context: WorkerContext) -> bool:
     """Train to the end, from the newest whole checkpoint if there is one. Collective: every rank calls it.
+
+    Returns:
+        False where the workers were told to leave before the end: they saved, and another group will go on.
 
     Raises:
         AgreedError: the loss or its gradient is not finite, or the checkpoint or config does not fit the task.
@@ -98,13 +102,15 @@ def train(job: TrainingJob, context: WorkerContext) -> None:
     """
     if context.device.type == "cpu":
         keep_freed_memory()
-    _Loop(job, context).run()
+    return _Loop(job, context).run()
 
 
 class _Loop:
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
         self.job, self.config, self.context = job, job.config, context
+        self.timeline = {"train": time.time()}
         self.task = job.task.prepare(context)
+        self.timeline["prepared"] = time.time()
         self.checkpoints = job.checkpoints
         self.files = WorkingCopy(job.run, Folder.at(job.store), without=KEPT_APART) if job.store else None
         self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
@@ -124,22 +130,25 @@ class _Loop:
             device=context.device,
             num_micro_batches=math.ceil(local_batch / self.micro_batch),
         )
+        self.timeline["engine"] = time.time()
         self.gather = Gather() if context.world_size > 1 else None
         self.progress = Progress()
         self.writer: CheckpointWriter | None = None
         """On rank 0, once it is known where training begins."""
+        self.saving = self.leaving = False
 
-    def run(self) -> None:
+    def run(self) -> bool:
         loaded = self._load()
         if loaded is not None:
             state, self.progress = loaded
             self._check_state(state)
             self.engine.import_state(state)
         if self.progress.done:
-            return
+            return True
+        workers = self.context.gather_objects([self.context.name])
         if self.context.rank > 0:
             self._run_steps(None)
-            return
+            return self.progress.done
         self.writer = CheckpointWriter(
             self.checkpoints,
             self.config.checkpoint,
@@ -153,12 +162,13 @@ class _Loop:
             with Tracker(
                 self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
             ) as tracker:
-                self._note_start(tracker)
+                self._note_start(tracker, workers)
                 self._run_steps(tracker)
         finally:
             self.writer.close()
             if self.files:
                 self.files.push()
+        return self.progress.done
 
     def _load(self) -> tuple[State, Progress] | None:
         """Rank 0 looks for the newest whole checkpoint and the others take that one: none may go on from another."""
@@ -216,7 +226,7 @@ class _Loop:
                     started = now
                 bar.update(loss=figures["loss"])
                 self._after_step(tracker)
-                if self.progress.done:
+                if self.progress.done or self.leaving:
                     break
             self._settle()
 
@@ -234,17 +244,28 @@ class _Loop:
             )
         else:
             total, parts = self._accumulate(light, micro)
-        lost = torch.tensor(float(self.writer is not None and self.writer.failed), device=self.context.device)
+        # What one rank knows and all must act on after the same step rides along with the loss.
+        signals = self._signals(like=total)
         figures = self._reduce(
-            {"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}, _LOST: lost}
+            {"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}, **signals}
         )
-        if figures.pop(_LOST):
+        lost, self.saving, self.leaving = (figures.pop(key) > 0 for key in signals)
+        if lost:
             self._settle()
         self._check_finite("loss", figures["loss"], batch, step)
         figures["grad_norm"] = self.engine.step(lr)
         # After the update, which it may have spoilt: nothing is saved between here and there.
         self._check_finite("gradient's norm", figures["grad_norm"], batch, step)
         return figures
+
+    def _signals(self, *, like: Tensor) -> dict[str, Tensor]:
+        """What this rank alone knows: rank 0's checkpoint could not be written; it was told to save, or to leave."""
+        notice = self.context.notice()
+        known = {
+            _LOST: self.writer is not None and self.writer.failed,
+            **{item.value: notice is item for item in (Notice.SAVE, Notice.LEAVE)},
+        }
+        return {name: like.new_full((), float(value)) for name, value in known.items()}
 
     def _check_finite(self, name: str, value: float, batch: ImageTextBatch, step: int) -> None:
         """Every rank sees the same value, so all of them raise or none."""
@@ -296,8 +317,10 @@ class _Loop:
         if last or (epoch_end and epoch % self.config.validate_every_epochs == 0):
             self._validate(tracker, last=last)
             self._save(tracker)
-        elif self.config.checkpoint_every_steps and step % self.config.checkpoint_every_steps == 0:
+        elif self.saving or self.leaving or step % (self.config.checkpoint_every_steps or step + 1) == 0:
             self._save(tracker)
+        if self.saving:
+            self.context.heeded()
 
     def _validate(self, tracker: Tracker | None, *, last: bool) -> None:
         """Look at the validation fold, and move `progress` on: is this the best state so far, is training over."""
@@ -398,19 +421,22 @@ class _Loop:
             "lr": lr,
             "world_size": self.context.world_size,
             "seconds": round(seconds, 4),
+            "time": round(time.time(), 3),
             **figures,
         }
 
     def _params(self) -> dict[str, Any]:
         return {"task": self.task.kind, "steps": self.total_steps, **self.config.model_dump(mode="json")}
 
-    def _note_start(self, tracker: Tracker) -> None:
+    def _note_start(self, tracker: Tracker, workers: list[str]) -> None:
         """One line a start: who trains, from where, and what is done twice."""
         record = {
             "from_step": self.progress.step,
             "replayed_steps": tracker.num_replayed,
             "engine": self.engine.describe(),
             "micro_batch": self.micro_batch,
+            "workers": workers,
+            "timeline": {name: round(at, 2) for name, at in {**self.context.timeline, **self.timeline}.items()},
             "time": time.time(),
         }
         with (self.job.run / "starts.jsonl").open("a", encoding="utf-8") as file:

@@ -27,9 +27,11 @@ def test_the_benchmarks_are_there() -> None:
     assert NAMES == [
         "channels_last",
         "checkpoint",
+        "elastic_pause",
         "feature_cache",
         "gpu_train",
         "grad_cache",
+        "index_whole",
         "indexing",
         "ingest_stream",
         "retrieval",

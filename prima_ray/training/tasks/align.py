@@ -22,6 +22,7 @@ from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.store import module_hash
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.training.contexts import StreamSpec, WorkerContext, counting
+from prima_ray.training.feature_note import note_features, noted_features
 from prima_ray.training.gather import Gather
 from prima_ray.training.task import seeded_init
 
@@ -50,6 +51,8 @@ class AlignTask:
     feature_config: FeatureConfig
     cache_text: bool = True
     """False computes a frozen text tower's features anew for every batch."""
+    feature_note: str | None = None
+    """A file in the run that says where the features are, once they have been found."""
     train_text: FeatureSet | None = None
     val_text: FeatureSet | None = None
 
@@ -65,6 +68,9 @@ class AlignTask:
     def prepare(self, context: WorkerContext) -> Self:
         if not self.caches_text:
             return self
+        noted = noted_features(self.feature_note, self.shards, context)
+        if noted is not None:
+            return replace(self, train_text=noted["train"], val_text=noted["val"])
         with seeded_init(self.seed, "text tower"):
             tower = self.text_tower.build().eval().to(context.device)
         digest = module_hash(tower)
@@ -91,6 +97,7 @@ class AlignTask:
                     progress=progress,
                 )
             sets.append(found)
+        note_features(self.feature_note, dict(zip(("train", "val"), sets, strict=True)), context)
         return replace(self, train_text=sets[0], val_text=sets[1])
 
     def build(self) -> nn.Module:

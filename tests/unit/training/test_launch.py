@@ -11,6 +11,7 @@ import torch
 
 from prima_ray.base import PrimaError
 from prima_ray.training import launch as launch_module
+from prima_ray.training.leaving import Doorbell, GroupLeaves
 from prima_ray.training.task import AgreedError
 from tests.unit.training.toys import curve, make_job
 
@@ -67,6 +68,9 @@ class _Context:
     world_size = 2
     rank = 1
 
+    def __init__(self, *, heeds_notices: bool) -> None:
+        assert heeds_notices
+
 
 @pytest.mark.parametrize(("kind", "raises"), [(PrimaError, True), (AgreedError, False)])
 def test_a_worker_leaves_word_of_a_mistake_and_raises_only_where_others_wait(
@@ -81,10 +85,29 @@ def test_a_worker_leaves_word_of_a_mistake_and_raises_only_where_others_wait(
     monkeypatch.setattr(launch_module, "train", fail)
     if raises:
         with pytest.raises(PrimaError, match="too far"):
-            launch_module._ray_worker({"job": job})
+            launch_module._ray_worker({"job": job, "heeds_notices": True})
     else:
-        launch_module._ray_worker({"job": job})
+        launch_module._ray_worker({"job": job, "heeds_notices": True})
     found = launch_module._mistake(job)
     assert str(found) == "there: too far\n  Come back."
     # The group that Ray starts again does not run into the same mistake.
-    launch_module._ray_worker({"job": job})
+    launch_module._ray_worker({"job": job, "heeds_notices": True})
+
+
+@pytest.mark.parametrize("case", ["finished", "rung", "left"])
+def test_a_group_that_left_by_itself_tells_the_controller(
+    tmp_path: Path, toy_shards: str, monkeypatch: pytest.MonkeyPatch, case: str
+):
+    bell = Doorbell()
+    if case == "rung":
+        bell.ring()
+    monkeypatch.setattr(launch_module, "DOORBELL", bell)
+    monkeypatch.setattr(launch_module, "RayContext", _Context)
+    monkeypatch.setattr(launch_module, "train", lambda *_: case == "finished")
+    worker = {"job": make_job(tmp_path / "run", toy_shards), "heeds_notices": True}
+    if case == "left":
+        with pytest.raises(GroupLeaves):
+            launch_module._ray_worker(worker)
+    else:
+        launch_module._ray_worker(worker)
+    assert bell.answered, "whoever rang is waiting"
