@@ -62,32 +62,42 @@ class Folder:
         return join(self.address, name)
 
     def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """A file's bytes; None where there is no such file."""
         found: pafs.FileInfo = self.filesystem.get_file_info(join(self.root, name))
-        return bool(found.type == pafs.FileType.File)
+        size: int | None = found.size if found.type == pafs.FileType.File else None
+        return size
 
     def files(self, *, without: tuple[str, ...] = ()) -> dict[str, int]:
         """Name -> bytes of every file below; empty where there is no folder.
 
         Args:
-            without: folders directly below that are not looked into.
+            without: names of folders, at any depth, that are left out.
         """
-        found: dict[str, int] = {}
-        for info in self._list(self.root):
-            if info.type == pafs.FileType.File:
-                found[info.base_name] = info.size
-            elif info.base_name not in without:
-                for inner in self._list(info.path, recursive=True):
-                    if inner.type == pafs.FileType.File:
-                        found[os.path.relpath(inner.path, self.root).replace(os.sep, "/")] = inner.size
-        return found
+        return {name: size for name, (size, _) in self.stamps(without=without).items()}
+
+    def stamps(self, *, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int | None]]:
+        """As `files`, with the time of the last change in nanoseconds."""
+        found: dict[str, tuple[int, int | None]] = {}
+        waiting = [self.root]
+        while waiting:
+            for info in self._list(waiting.pop()):
+                if info.type == pafs.FileType.File:
+                    # Some filesystems answer with a slash in front that was not asked with.
+                    name = info.path.lstrip("/").removeprefix(self.root.lstrip("/") + "/")
+                    found[name] = (info.size, info.mtime_ns)
+                elif info.base_name not in without:
+                    waiting.append(info.path)
+        return dict(sorted(found.items()))
 
     def folders(self) -> list[str]:
         """Names of the folders directly below."""
         return sorted(info.base_name for info in self._list(self.root) if info.type == pafs.FileType.Directory)
 
-    def _list(self, root: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
-        selector = pafs.FileSelector(root, allow_not_found=True, recursive=recursive)
-        return list(self.filesystem.get_file_info(selector))
+    def _list(self, root: str) -> list[pafs.FileInfo]:
+        return list(self.filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
 
     def read(self, name: str) -> bytes:
         """A small file.
@@ -162,12 +172,11 @@ class WorkingCopy:
 
     Args:
         local: an existing folder, for this process alone.
-        without: folders and files of the store that stay there, and local ones that are not brought there.
+        without: names of folders and files, at any depth, that neither come nor go.
     """
 
     def __init__(self, local: Path, store: Folder, *, without: tuple[str, ...] = ()) -> None:
-        self.local, self.store = local, store
-        self._without = without
+        self.local, self.store, self.without = local, store, without
         self._known: dict[str, tuple[int, int]] = {}
         """Size and time of change of every local file that the store has."""
 
@@ -178,14 +187,16 @@ class WorkingCopy:
             PrimaError: the store cannot be reached.
         """
         with reaching(self.store.address, "cannot be read"):
-            for name, size in self.store.files(without=self._without).items():
-                path = self.local / name
-                if name in self._without or (
-                    path.exists() and (name not in self._known or self._known[name][0] == size)
-                ):
-                    continue
-                self.store.download(name, path)
-                self._known[name] = _stamp(path)
+            for name, size in self.store.files(without=self.without).items():
+                path, known = self.local / name, self._known.get(name)
+                here = path.exists() and (known is None or known[0] == size)
+                if not here and name not in self.without:
+                    self.fetch(name)
+
+    def fetch(self, name: str) -> None:
+        """One file; raises what the filesystem raises."""
+        self.store.download(name, self.local / name)
+        self._known[name] = _stamp(self.local / name)
 
     def push(self) -> None:
         """Bring every file there that has changed, or is new.
@@ -196,7 +207,7 @@ class WorkingCopy:
         with reaching(self.store.address, "cannot be written to"):
             for path in sorted(item for item in self.local.rglob("*") if item.is_file()):
                 name = path.relative_to(self.local).as_posix()
-                if name in self._without or name.split("/")[0] in self._without:
+                if set(self.without) & set(name.split("/")):
                     continue
                 stamp = _stamp(path)  # before it is read: what is appended meanwhile goes with the next push
                 if self._known.get(name) != stamp:

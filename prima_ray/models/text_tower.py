@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prima_ray.base import InputPath, PrimaError, StrictConfig, read_json
+from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri, read_json
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
 from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer, resolve_text_model
@@ -43,7 +43,9 @@ class TextTowerConfig(StrictConfig):
 
     @property
     def folder(self) -> str | None:
-        """The local folder that the model comes from; None for a hub's name and the offline model."""
+        """The folder that the model comes from, or its address; None for a hub's name and the offline model."""
+        if is_uri(self.source):
+            return self.source
         folder = Path(self.source).expanduser()
         return str(folder) if self.source != OFFLINE_TEXT_MODEL and folder.is_dir() else None
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prima_ray.base import PrimaError, read_json, write_json
+from prima_ray.base import PrimaError, json_text
+from prima_ray.data.storage import Folder, reaching
 from prima_ray.training.checks.before_workers import check_before_workers
 from prima_ray.training.cluster import connect, view
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.shared_folder import check_shared
 from prima_ray.training.task import AgreedError
 
 _MISTAKE = "mistake.json"
@@ -30,7 +35,8 @@ def launch(job: TrainingJob) -> None:
         PrimaError: what a worker found wrong, as if it had happened here.
     """
     context = job.config.context
-    (job.run / _MISTAKE).unlink(missing_ok=True)
+    with reaching(job.address, "the run's folder cannot be written to"):
+        Folder.at(job.address).remove(_MISTAKE)
     if isinstance(context, RayContextConfig):
         _launch_ray(job, context)
     else:
@@ -70,6 +76,7 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     connect(context, num_workers=job.config.worker_range[1])
     check_before_workers(job.config, view())
+    check_shared(job.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -81,6 +88,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         if low == high
         else {"num_workers": (low, high), "elastic_resize_monitor_interval_s": context.resize_interval_s}
     )
+    storage = Folder.at(job.address).folder("ray")
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"job": job},
@@ -88,7 +96,8 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=job.run.name,
-            storage_path=str(job.run.resolve() / "ray"),
+            storage_path=storage.root,
+            storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(max_failures=context.max_failures),
         ),
     )
@@ -119,23 +128,39 @@ def _interruptible() -> Iterator[None]:
 
 def _ray_worker(config: dict[str, Any]) -> None:
     job: TrainingJob = config["job"]
-    if (job.run / _MISTAKE).exists():
+    home = Folder.at(job.address)
+    if home.exists(_MISTAKE):
         # The group was restarted after a mistake of the user's: trying again would end the same way.
         return
     context = RayContext()
     try:
-        train(job, context)
+        with _scratch(job) as mine:
+            train(mine, context)
     except PrimaError as error:
-        write_json(job.run / _MISTAKE, {"what": error.what, "where": error.where, "mend": error.mend})
+        try:
+            home.write(_MISTAKE, json_text({"what": error.what, "where": error.where, "mend": error.mend}).encode())
+        except OSError:
+            # On a full disk even that may fail; then it is Ray's to tell.
+            raise error from None
         # Raising makes Ray tear the other workers down, print its own account, and start the group again. Where no
         # worker waits for this one, all of them can as well return.
         if context.world_size > 1 and not isinstance(error, AgreedError):
             raise
 
 
+@contextmanager
+def _scratch(job: TrainingJob) -> Iterator[TrainingJob]:
+    """The job with a folder of this worker's own for its small files, where the run is on an object store."""
+    if job.store is None:
+        yield job
+        return
+    with tempfile.TemporaryDirectory(prefix="prima-worker-") as folder:
+        yield replace(job, run=Path(folder))
+
+
 def _mistake(job: TrainingJob) -> PrimaError | None:
-    path: Path = job.run / _MISTAKE
-    if not path.exists():
+    try:
+        found = json.loads(Folder.at(job.address).read(_MISTAKE))
+    except FileNotFoundError:
         return None
-    found = read_json(path)
     return PrimaError(found["what"], where=found["where"], mend=found["mend"])

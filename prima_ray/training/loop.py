@@ -69,6 +69,11 @@ class TrainingJob:
         """Where the run is, as a user names it."""
         return self.store or str(self.run)
 
+    @property
+    def checkpoints(self) -> str:
+        """Where its checkpoints are."""
+        return join(self.address, CHECKPOINTS)
+
     def origin(self) -> Origin:
         """What this job's checkpoints belong to. Reads the shards' manifest."""
         rows = [
@@ -99,7 +104,7 @@ class _Loop:
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
         self.job, self.config, self.context = job, job.config, context
         self.task = job.task.prepare(context)
-        self.checkpoints = join(job.address, CHECKPOINTS)
+        self.checkpoints = job.checkpoints
         self.files = WorkingCopy(job.run, Folder.at(job.store), without=KEPT_APART) if job.store else None
         self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
         total = self.steps_per_epoch * self.config.epochs

@@ -26,6 +26,7 @@ def harness() -> ModuleType:
 def test_the_benchmarks_are_there() -> None:
     assert NAMES == [
         "channels_last",
+        "checkpoint",
         "feature_cache",
         "gpu_train",
         "indexing",
