@@ -117,8 +117,9 @@ def start_once(folder: Path, environment: dict[str, str], temp: str) -> tuple[st
     gcs, dashboard, agent, client = free_ports(4)
     command = [
         str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--port", str(gcs),
-        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent),
-        "--ray-client-server-port", str(client), "--worker-port-list", ",".join(map(str, free_ports(40))),
+        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard),
+        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client),
+        "--worker-port-list", ",".join(map(str, free_ports(40))),
         "--num-cpus", "4", "--temp-dir", str(folder / temp),
     ]  # fmt: skip
     with (folder / "start.log").open("w") as log:
