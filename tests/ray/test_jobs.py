@@ -95,20 +95,24 @@ def server() -> Iterator[Server]:
     token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    address, process = start_head(folder, environment)
+    server, process = start_head(folder, environment)
     try:
-        yield Server(address, environment)
+        yield server
+        assert process.poll() is None, f"the cluster ended by itself: {(folder / 'start.log').read_text()}"
     finally:
         end(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_head(folder: Path, environment: dict[str, str]) -> tuple[str, subprocess.Popen[bytes]]:
-    """(address of the job server, its process). Ray gives its own processes 30 s, which a busy machine may exceed."""
+def start_head(folder: Path, environment: dict[str, str]) -> tuple[Server, subprocess.Popen[bytes]]:
+    """The job server, and its process. Ray gives its own processes 30 s each, which a busy machine may exceed."""
     for attempt in range(ATTEMPTS):
         address, process = start_once(folder, environment, f"ray-{attempt}")
-        if process.poll() is None:
-            return address, process
+        server = Server(address, environment)
+        # Its agent comes up last, and takes the cluster down where it does not.
+        if process.poll() is None and server.ray("list", "--address", address).returncode == 0:
+            return server, process
+        end(process)
     raise AssertionError((folder / "start.log").read_text())
 
 
