@@ -34,7 +34,7 @@ from prima_ray.training.config import CheckpointConfig, OptimizerConfig
 from prima_ray.training.engine import build_optimizer, read_adam_state, trainable_parameters
 
 _WIDTH = 2048
-_BATCH = 256
+_BATCH = 64
 _NAMES = ("synchronous", "asynchronous")
 
 

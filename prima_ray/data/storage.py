@@ -180,14 +180,18 @@ class WorkingCopy:
         self._known: dict[str, tuple[int, int]] = {}
         """Size and time of change of every local file that the store has."""
 
-    def pull(self) -> None:
+    def pull(self, *, folders: bool = True) -> None:
         """Bring what is not here, or was brought before and is another size by now.
+
+        Args:
+            folders: False leaves the folders there, and what is in them.
 
         Raises:
             PrimaError: the store cannot be reached.
         """
         with reaching(self.store.address, "cannot be read"):
-            for name, size in self.store.files(without=self.without).items():
+            left = self.without if folders else tuple(self.store.folders())
+            for name, size in self.store.files(without=left).items():
                 path, known = self.local / name, self._known.get(name)
                 here = path.exists() and (known is None or known[0] == size)
                 if not here and name not in self.without:

@@ -175,7 +175,7 @@ def _table(answer: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def predict_folder(run_dir: str, shards: str, out: str) -> None:
+def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
     """Every exam of a shard folder, by Ray Data, into `predictions.parquet`'s columns.
 
     Raises:
@@ -192,7 +192,7 @@ def predict_folder(run_dir: str, shards: str, out: str) -> None:
     config = check_diagnoses(run_dir)
     index = ExamIndex.read(shards)
     _check_same_language(config, index.manifest.data_set, where=shards)
-    _check_out(out)
+    _check_out(str(out))
     _check_model(run_dir)
     connect(RayContextConfig(), num_workers=0)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

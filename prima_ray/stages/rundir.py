@@ -272,11 +272,18 @@ def _replaced(file: str | Path, how: str, *, mend: str) -> PrimaError:
 
 def _run_of(path: str) -> Path | None:
     """The finished run that a path is, or lies in."""
-    if is_uri(path) and Folder.at(path).exists(MANIFEST):
+    if _is_remote_shards(path):
         return None  # shards: they have no model, and are not fetched
     local = local_copy(path)
     folders = (local, *list(local.absolute().parents)[:MODEL_DEPTH])
     return next((folder for folder in folders if (folder / RECORD).is_file()), None)
+
+
+def _is_remote_shards(path: str) -> bool:
+    if not is_uri(path):
+        return False
+    with reaching(path, "cannot be read"):
+        return Folder.at(path).exists(MANIFEST)
 
 
 def is_unvetted(path: str) -> bool:
@@ -290,7 +297,7 @@ def input_hash(path: str) -> str:
     """What identifies a parent: a shard folder's content hash, a corpus with its decisions, a run's outputs, a model
     folder's files.
     """
-    if is_uri(path) and Folder.at(path).exists(MANIFEST):
+    if _is_remote_shards(path):
         return read_manifest(path).content_hash
     local = local_copy(path)
     if (local / CORPUS).exists():

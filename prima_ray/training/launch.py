@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,9 @@ def launch(job: TrainingJob) -> None:
         _launch_ray(job, context)
     else:
         worker = LocalContext(context.device)
-        if job.config.engine.kind == "deepspeed":
-            with _group_of_one(worker.device):
-                train(job, worker)
-        else:
-            train(job, worker)
+        alone = _group_of_one(worker.device) if job.config.engine.kind == "deepspeed" else nullcontext()
+        with alone, _scratch(job) as mine:
+            train(mine, worker)
 
 
 @contextmanager

@@ -146,7 +146,8 @@ class _Loop:
             saved_step=self.progress.step,
         )
         if self.files:
-            self.files.pull()
+            # What is appended to; TensorBoard begins a file a start.
+            self.files.pull(folders=False)
         try:
             with Tracker(
                 self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step

@@ -115,6 +115,7 @@ def test_a_run_that_was_stopped_goes_on_elsewhere(
 def test_children_read_their_parent_where_it_is(finetuned: str, bucket: str, tmp_path: Path):
     check_parent(finetuned)
     check_parent(f"{finetuned}/model/classifier")
+    check_parent(f"{bucket}/shards")  # has no model, and is not fetched
     run = train_tiny(
         "fuse",
         f"{bucket}/shards",
