@@ -11,9 +11,13 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ openssh-client procps rsync wget \
     && rm -rf /var/lib/apt/lists/*
 
-COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
-# Not root: what a job can do on a node ends with this user. 1000 is the user of Ray's own images.
-RUN useradd --uid 1000 --create-home ray && install --directory --owner=ray /opt/prima_ray /opt/venv
+COPY --from=ghcr.io/astral-sh/uv:0.13 /uv /usr/local/bin/uv
+# Not root: what a job can do on a node ends with this user. 1000 is the user of Ray's own images. The cluster launcher
+# uses login shells, which set the path anew.
+# hadolint ignore=SC2016
+RUN useradd --uid 1000 --create-home --shell /bin/bash ray \
+    && install --directory --owner=ray /opt/prima_ray /opt/venv \
+    && echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/prima_ray.sh
 USER 1000
 WORKDIR /opt/prima_ray
 ENV UV_PROJECT_ENVIRONMENT=/opt/venv UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 PATH=/opt/venv/bin:$PATH \

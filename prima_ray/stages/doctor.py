@@ -28,6 +28,7 @@ from prima_ray.training.cluster import connect, disconnect, named_address, node_
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.engine_build import prepare_environment
 from prima_ray.training.facts import Facts, observe, probe_folder, sweep
+from prima_ray.training.shared_folder import nodes_without
 
 CHECKS: tuple[Check, ...] = (*MACHINE, *ACCESS, *BUDGET, *STORAGE, *RUN)
 
@@ -164,39 +165,33 @@ def _places(subject: Subject) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(wanted)), [path for path in inputs if not is_uri(path)]
 
 
+def _here(folders: Sequence[str], inputs: Sequence[str]) -> Facts:
+    """This machine, with a file written into every folder, and taken away again."""
+    probe = f".prima-doctor-{uuid.uuid4().hex[:12]}"
+    try:
+        return observe(folders, inputs, probe=probe)
+    finally:
+        sweep(folders, probe)
+
+
 def _alone(subject: Subject) -> Subject:
     folders, inputs = _places(subject)
-    probe = f".prima-doctor-{uuid.uuid4().hex[:12]}"
-    here = observe([*folders], inputs, probe=probe)
-    sweep(folders, [probe])
-    temp = observe([temp_folder()]) if temp_folder() not in folders else None
-    return replace(subject, here=replace(here, folders=(*here.folders, *(temp.folders if temp else ()))))
+    return replace(subject, here=_here(list(dict.fromkeys([*folders, temp_folder()])), inputs))
 
 
 def _asked(subject: Subject) -> Subject:
-    """Every node looks at itself, and writes a file into every folder that the driver then looks for."""
+    """Every node looks at itself, and for what this machine has written."""
     folders, inputs = _places(subject)
-    names = node_ids()
-    probes = {node: f".prima-doctor-{uuid.uuid4().hex[:12]}" for node in names}
-    answers = on_nodes({node: partial(observe, folders, inputs, probe=probes[node]) for node in names})
-    seen = sweep(folders, list(probes.values()))
-    here = observe(folders)
+    here, names = _here(folders, inputs), node_ids()
     facts: dict[str, Facts] = {}
-    unseen: dict[str, tuple[str, ...]] = {}
-    hidden: set[str] = set()
-    for node, answer in answers.items():
+    for node, answer in on_nodes({node: partial(observe, folders, inputs) for node in names}).items():
         if isinstance(answer, PrimaError):
-            raise PrimaError(
-                answer.what, where=names[node], mend="Check that prima_ray is installed there (`ray status`)."
-            )
+            mend = "Check that prima_ray is installed there, and `ray status`."
+            raise PrimaError(answer.what, where=names[node], mend=mend)
         facts[_label(names, node)] = answer
-        for state in answer.folders:
-            if state.error is None and probes[node] not in seen.get(state.address, ()):
-                hidden.add(node)
-                unseen[state.address] = (*unseen.get(state.address, ()), _label(names, node))
-    if hidden:
-        on_nodes({node: partial(sweep, folders, [probes[node]]) for node in hidden})
-    return replace(subject, here=here, cluster=view(), nodes=facts, unseen=unseen)
+    writable = [state.address for state in here.folders if not state.error]
+    blind = {address: found for address in writable if (found := nodes_without(address))}
+    return replace(subject, here=here, cluster=view(), nodes=facts, blind=blind)
 
 
 def _label(names: Mapping[str, str], node: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,11 +48,23 @@ def _look_at(role: str, path: str) -> str:
                 stream.read(1)
             return "can be read"
         filesystem.get_file_info(pafs.FileSelector(root))
-    if not is_uri(path) and any((Path(path) / name).exists() for name in (CONFIG, RECORD)):
+        is_run = any(Folder.at(path).exists(name) for name in (CONFIG, RECORD))
+    if is_run and is_uri(path):
+        # Without bringing the run here, which its stage does once.
+        return _finished_there(Folder.at(path))
+    if is_run:
         record = read_record(path)
         check_finished(RunDir(Path(path), record["stage"], finished=True))
         return f"a finished run of {record['stage']}"
     return "can be read"
+
+
+def _finished_there(run: Folder) -> str:
+    with reaching(run.address, "cannot be read"):
+        if not run.exists(RECORD):
+            mend = "Run its stage again to complete it."
+            raise PrimaError(f"this is not finished ({RECORD} is missing)", where=run.address, mend=mend)
+        return f"a finished run of {json.loads(run.read(RECORD))['stage']}"
 
 
 def _look_at_shards(path: str) -> str:
@@ -78,7 +91,7 @@ def run_directory(subject: Subject) -> Iterator[Finding]:
     if folder.is_local and folder.path.is_file():
         raise PrimaError("`out` is a file", where=subject.out, mend="Choose another `out`.")
     with reaching(subject.out, "`out` cannot be reached"):
-        if not (folder.files() or folder.folders()):
+        if not folder.filesystem.get_file_info(pafs.FileSelector(folder.root, allow_not_found=True)):
             yield Finding("ok", "nothing there yet: a new run", subject.out)
             return
         if not folder.exists(CONFIG):

@@ -148,16 +148,11 @@ def _write_probe(address: str, probe: str) -> FolderState:
     return FolderState(address, free_bytes=usage.free, total_bytes=usage.total)
 
 
-def sweep(folders: Sequence[str], probes: Sequence[str]) -> dict[str, list[str]]:
-    """Take the probes away that this machine sees; which those were, by folder."""
-    found: dict[str, list[str]] = {}
+def sweep(folders: Sequence[str], probe: str) -> None:
+    """Take the probes away again."""
     for address in folders:
         with suppress(OSError, PrimaError):
-            folder = Folder.at(address)
-            found[address] = [name for name in probes if folder.exists(name)]
-            for name in found[address]:
-                folder.remove(name)
-    return found
+            Folder.at(address).remove(probe)
 
 
 def _builds(folder: Path | None) -> tuple[Build, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 
 import pyarrow as pa
@@ -32,11 +33,15 @@ def check_shared(address: str) -> None:
         PrimaError: naming the first node that cannot, and why; or this process cannot write there.
     """
     blind = nodes_without(address)
-    if not blind:
-        return
+    if blind:
+        raise not_shared(address, blind)
+
+
+def not_shared(address: str, blind: Mapping[str, str]) -> PrimaError:
+    """What is wrong with a folder that some nodes cannot use, as `nodes_without` found them."""
     node, why = next(iter(blind.items()))
     more = f" (and {len(blind) - 1} more)" if len(blind) > 1 else ""
-    raise PrimaError(
+    return PrimaError(
         f"the cluster's node {node}{more} cannot use this folder: {why}",
         where=address,
         mend="Name in `out` a folder that every node mounts at this path (NFS), or an object store (s3://...).",

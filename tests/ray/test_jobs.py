@@ -26,6 +26,7 @@ pytest.importorskip("ray")
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 DEADLINE_S = 240
+ATTEMPTS = 3
 
 
 def free_ports(count: int) -> list[int]:
@@ -92,25 +93,53 @@ def server() -> Iterator[Server]:
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
-    gcs, dashboard, agent, client = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    server, process = start_head(folder, environment)
+    try:
+        yield server
+        assert process.poll() is None, f"the cluster ended by itself: {(folder / 'start.log').read_text()}"
+    finally:
+        end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_head(folder: Path, environment: dict[str, str]) -> tuple[Server, subprocess.Popen[bytes]]:
+    """The job server, and its process. Ray gives its own processes 30 s each, which a busy machine may exceed."""
+    for attempt in range(ATTEMPTS):
+        address, process = start_once(folder, environment, f"ray-{attempt}")
+        server = Server(address, environment)
+        # Its agent comes up last, and takes the cluster down where it does not.
+        if process.poll() is None and server.ray("list", "--address", address).returncode == 0:
+            return server, process
+        end(process)
+    raise AssertionError((folder / "start.log").read_text())
+
+
+def start_once(folder: Path, environment: dict[str, str], temp: str) -> tuple[str, subprocess.Popen[bytes]]:
+    """Until the server answers, or the process has given up."""
+    gcs, dashboard, agent, client = free_ports(4)
     command = [
-        str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1",
-        "--port", str(gcs), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard),
+        str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--port", str(gcs),
+        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard),
         "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client),
-        "--worker-port-list", ",".join(map(str, free_ports(40))), "--num-cpus", "4", "--temp-dir", str(folder / "ray"),
+        "--worker-port-list", ",".join(map(str, free_ports(40))),
+        "--num-cpus", "4", "--temp-dir", str(folder / temp),
     ]  # fmt: skip
     with (folder / "start.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    until(lambda: process.poll() is not None or refuses_strangers(address), "the job server does not answer")
+    return address, process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
     try:
-        address = f"http://127.0.0.1:{dashboard}"
-        until(lambda: refuses_strangers(address), (folder / "start.log").read_text())
-        yield Server(address, environment)
-    finally:
-        process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
+    except subprocess.TimeoutExpired:
+        # Its session is this test's own.
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

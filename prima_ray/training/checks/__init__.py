@@ -51,8 +51,8 @@ class Subject:
     """The cluster that would be joined."""
     nodes: Mapping[str, Facts] = field(default_factory=dict)
     """By the node's name; empty where this machine is all there is, or nobody was asked."""
-    unseen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Folder -> nodes that wrote there what is not to be seen here."""
+    blind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Folder -> nodes that cannot use it, and why: `shared_folder.nodes_without`."""
 
     @property
     def ray(self) -> RayContextConfig | None:

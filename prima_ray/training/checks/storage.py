@@ -9,6 +9,7 @@ from pathlib import Path
 from prima_ray.base import PrimaError, is_uri
 from prima_ray.training.checks import Check, Finding, Subject
 from prima_ray.training.facts import FolderState
+from prima_ray.training.shared_folder import not_shared
 
 _RUNTIME = "runtime_resources"
 """Ray's folder of what runtime environments bring to a node."""
@@ -39,21 +40,17 @@ def refuse_lost(out: str) -> None:
 
 
 def writable(subject: Subject) -> Iterator[Finding]:
-    """Every node can write where the run is written, and what one node writes the driver sees."""
-    for name, facts in subject.machines():
-        for state in facts.folders:
-            where = state.address if name is None else f"{name}: {state.address}"
-            if state.error:
-                mend = "Change its owner or mode, or name another folder."
-                yield Finding("error", f"cannot be written to ({state.error})", where, mend)
-    for folder, nodes in subject.unseen.items():
-        mend = "Name a folder that all nodes share (NFS), or an address such as s3://bucket/folder."
-        text = f"is no shared folder: what {', '.join(nodes)} wrote there is not to be seen here"
-        yield Finding("error", text, folder, mend)
-    good = [state.address for state in subject.here.folders if not state.error and state.address not in subject.unseen]
-    for address in good:
-        count = f"{len(subject.nodes)} nodes" if len(subject.nodes) > 1 else "this machine"
-        yield Finding("ok", f"{count} can write here", address)
+    """This machine and every node can write where the run is written, and see each other's files."""
+    for state in subject.here.folders:
+        if state.error:
+            mend = "Change its owner or mode, or name another folder."
+            yield Finding("error", f"cannot be written to ({state.error})", state.address, mend)
+        elif state.address in subject.blind:
+            wrong = not_shared(state.address, subject.blind[state.address])
+            yield Finding("error", wrong.what, wrong.where, wrong.mend)
+        else:
+            who = f"{len(subject.nodes)} nodes" if len(subject.nodes) > 1 else "this machine"
+            yield Finding("ok", f"{who} can write here", state.address)
 
 
 def disk_space(subject: Subject) -> Iterator[Finding]:
