@@ -32,6 +32,8 @@ class Pause:
 
     start: int
     """The number of the start that ended it; the run's own is 0."""
+    began: float
+    """In seconds since the epoch."""
     seconds: float
     phases: Mapping[str, float]
     """Key of `PHASES` -> seconds of it."""
@@ -67,6 +69,7 @@ def find_pauses(steps: Sequence[Record], replayed: Sequence[Record], starts: Seq
         pauses.append(
             Pause(
                 start=number,
+                began=before[-1],
                 seconds=after[0] - before[-1],
                 phases=phases,
                 from_step=start["from_step"],

@@ -16,11 +16,12 @@ _COLORS = ("#9aa5b1", "#2b6cb0", "#4299e1", "#90cdf4", "#c05621", "#f6ad55")
 def timeline_plot(
     steps: Sequence[Record],
     replayed: Sequence[Record],
+    pauses: Sequence[Pause],
     events: Sequence[Record],
     *,
     global_batch: int,
 ) -> bytes:
-    """Workers, exams a second and loss over the seconds since the first step; events as lines with their names."""
+    """Workers, exams a second and loss over the seconds since the first step; pauses grey, events named."""
     taken = sorted([*steps, *replayed], key=lambda record: record["time"])
     zero = taken[0]["time"]
     lost = {record["time"] for record in replayed}
@@ -28,7 +29,7 @@ def timeline_plot(
     seconds = [record["time"] - zero for record in taken]
     axes[0].step(seconds, [record["world_size"] for record in taken], where="post", color=INK)
     axes[0].set_ylabel("workers")
-    axes[0].set_ylim(0, max(record["world_size"] for record in taken) + 0.6)
+    axes[0].set_ylim(0, max(record["world_size"] for record in taken) + 1.2)
     axes[0].yaxis.get_major_locator().set_params(integer=True)
     for record, moment in zip(taken, seconds, strict=True):
         rate = global_batch / max(record["seconds"], 1e-3)
@@ -46,6 +47,8 @@ def timeline_plot(
     for row, axis in enumerate(axes):
         axis.spines[["top", "right"]].set_visible(False)
         axis.sharex(axes[0])
+        for pause in pauses:
+            axis.axvspan(pause.began - zero, pause.began - zero + pause.seconds, color="#e4e7eb", linewidth=0)
         for event in events:
             moment = event["time"] - zero
             axis.axvline(moment, color=GREY, linewidth=0.8, linestyle=":")

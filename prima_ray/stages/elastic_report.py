@@ -57,8 +57,8 @@ def write_report(
     write_json(out / "metrics.json", {**metrics, "events": rows})
     names = {event["start"]: event["event"].replace("_", " ") for event in happened}
     pictures = {
-        "Workers, speed and loss over time. A step that was lost with its workers is red.": timeline_plot(
-            steps, replayed, happened, global_batch=global_batch
+        "Workers, speed and loss over time. Pauses are grey, steps lost with their workers red.": timeline_plot(
+            steps, replayed, pauses, happened, global_batch=global_batch
         ),
         "The loss of both runs, and how far they are apart; the line is the tolerance.": loss_plot(
             steps, fixed, measure.relative_differences(steps, fixed), tolerance=tolerance

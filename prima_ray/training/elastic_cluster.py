@@ -114,6 +114,8 @@ def _start_head(system_config: Mapping[str, Any]) -> Any:
                     "num_cpus": 1,
                     "object_store_memory": _STORE_BYTES,
                     "include_dashboard": False,
+                    # Nothing is to scale but what the experiment does.
+                    "no_monitor": True,
                     "_system_config": dict(system_config),
                 },
             )

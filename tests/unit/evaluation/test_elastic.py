@@ -32,7 +32,14 @@ STARTS = [start(0, 0, 0), start(15, 2, 1, process=8, context=10, train=10, prepa
 
 def test_a_pause_is_from_the_last_step_of_one_group_to_the_first_of_the_next():
     (pause,) = find_pauses(STEPS, REPLAYED, STARTS)
-    assert (pause.start, pause.seconds, pause.from_step, pause.replayed, pause.world_size) == (1, 17, 2, 1, 2)
+    assert (pause.start, pause.began, pause.seconds, pause.from_step, pause.replayed, pause.world_size) == (
+        1,
+        3,
+        17,
+        2,
+        1,
+        2,
+    )
     assert pause.phases == {"process": 5, "context": 2, "prepared": 1, "engine": 3, "noted": 1, "step": 5}
 
 
@@ -65,7 +72,7 @@ def test_the_pictures_are_drawn():
     pauses = find_pauses(STEPS, REPLAYED, STARTS)
     events = [{"event": "kill_worker", "time": 3.5}]
     for picture in (
-        timeline_plot(STEPS, REPLAYED, events, global_batch=2),
+        timeline_plot(STEPS, REPLAYED, pauses, events, global_batch=2),
         pause_plot(pauses, ["kill worker"]),
         loss_plot(STEPS, STEPS, relative_differences(STEPS, STEPS), tolerance=1e-4),
     ):
