@@ -5,7 +5,8 @@ answered at rank r where the r-th best *answer* (by its best chunk) has the text
 share one. Settings (BM25's k1 and b; the weight, the constant and the depth of the fusion) are chosen by MRR on one
 half of the questions and reported on the other; questions of equal answers are in the same half.
 
-The index is kept in `runs/benchmarks` and brought up to date, so that a run that was broken off goes on.
+The index is kept in `runs/benchmarks` and brought up to date, so that a run that was broken off goes on; it is the one
+that `benchmarks/index_whole.py` makes.
 
     python benchmarks/retrieval.py [--questions N] [--rerank CROSS_ENCODER] [--quick]
 """
@@ -187,8 +188,12 @@ def _words(chunks: Sequence[Chunk], questions: Sequence[Question], config: Bm25C
     found = []
     for question in questions:
         scores = bm25.scores(question.text)
-        order = np.argsort(-scores, kind="stable")[:DEPTH]
-        found.append([Hit(chunks[place], float(scores[place])) for place in order if scores[place] > 0])
+        places = np.flatnonzero(scores > 0)
+        if len(places) > DEPTH:
+            # With all that tie with the last one, among which the sort below decides.
+            places = places[scores[places] >= np.partition(scores[places], -DEPTH)[-DEPTH]]
+        order = places[np.argsort(-scores[places], kind="stable")][:DEPTH]
+        found.append([Hit(chunks[place], float(scores[place])) for place in order])
     return found
 
 
