@@ -31,14 +31,15 @@ from _medquad import Question, absent, medquad
 from prima_ray.base import hash_key, write_json
 from prima_ray.knowledge.bm25 import Bm25, Bm25Config
 from prima_ray.knowledge.chunks import Chunk
-from prima_ray.knowledge.embedding import Embedder, EncoderConfig
-from prima_ray.knowledge.index import Filter, Index, IndexConfig
+from prima_ray.knowledge.embedding import Embedder, EncoderConfig, Vectors
+from prima_ray.knowledge.index import TABLE, Filter, Index, IndexConfig, open_database
 from prima_ray.knowledge.indexing import update_index
 from prima_ray.knowledge.rerank import RerankConfig
 from prima_ray.knowledge.retrieval import Hit
 from prima_ray.knowledge.retrievers import fuse
 from prima_ray.knowledge.splitting import ChunkConfig
 
+BLOCK, CHECKED = 256, 40
 DEPTH = 200
 """Chunks that each retriever gives: answers of twenty ranks are in them."""
 BM25_GRID = {"k1": (0.8, 1.2, 1.6, 2.0), "b": (0.4, 0.6, 0.75, 0.9)}
@@ -109,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = Index.open(arguments.work)
     chunks = sorted(index.chunks(), key=lambda chunk: chunk.chunk_id)
     halves = [_half(number, [question for question, _ in pairs], arguments.questions) for number in (0, 1)]
-    dense = [_dense(index, chunks, embedder, half) for half in halves]
+    vectors = _read_vectors(index, arguments.work, chunks)
+    dense = [_dense(index, chunks, vectors, embedder, half) for half in halves]
     bm25_setting, bm25_tried = best(
         settings(BM25_GRID), judge, halves[0], lambda **keys: _words(chunks, halves[0], Bm25Config(**keys))
     )
@@ -169,13 +171,32 @@ def _half(number: int, questions: Sequence[Question], limit: int | None) -> list
     return sorted(mine, key=lambda item: hash_key(item.text, item.answer))[:limit]
 
 
-def _dense(index: Index, chunks: Sequence[Chunk], embedder: Embedder, questions: Sequence[Question]) -> Answers:
-    # One object a chunk, not one a hit: millions of hits are held.
-    shared = {chunk.chunk_id: chunk for chunk in chunks}
-    return [
-        [Hit(shared[chunk.chunk_id], score) for chunk, score in index.nearest(vector, k=DEPTH, where=Filter())]
-        for vector in embedder.embed([item.text for item in questions])
-    ]
+def _read_vectors(index: Index, folder: Path, chunks: Sequence[Chunk]) -> Vectors:
+    """The vectors of the chunks, (N, width), in their order."""
+    table = open_database(folder).open_table(TABLE)
+    table.checkout(index.meta.table_version)
+    rows = table.search().select(["chunk_id", "vector"]).limit(len(chunks)).to_arrow()
+    vectors = rows["vector"].combine_chunks().values.to_numpy().reshape(len(chunks), -1)
+    place = {name: row for row, name in enumerate(rows["chunk_id"].to_pylist())}
+    return np.ascontiguousarray(vectors[[place[chunk.chunk_id] for chunk in chunks]])
+
+
+def _dense(
+    index: Index, chunks: Sequence[Chunk], vectors: Vectors, embedder: Embedder, questions: Sequence[Question]
+) -> Answers:
+    """What `Index.nearest` answers, all questions of a block at once; it is asked a few of them to be sure."""
+    asked = embedder.embed([item.text for item in questions])
+    found: Answers = []
+    for start in range(0, len(asked), BLOCK):
+        for scores in asked[start : start + BLOCK] @ vectors.T:
+            places = np.argpartition(scores, -DEPTH)[-DEPTH:] if len(scores) > DEPTH else np.arange(len(scores))
+            order = places[np.lexsort((places, -scores[places]))]
+            found.append([Hit(chunks[place], float(scores[place])) for place in order])
+    for vector, hits in list(zip(asked, found, strict=True))[:: max(1, len(found) // CHECKED)]:
+        alone = np.array([score for _, score in index.nearest(vector, k=DEPTH, where=Filter())])
+        if not np.allclose(alone, [hit.score for hit in hits], atol=1e-5):
+            raise SystemExit("the index answers otherwise than the product of matrices")
+    return found
 
 
 def _words(chunks: Sequence[Chunk], questions: Sequence[Question], config: Bm25Config) -> Answers:
