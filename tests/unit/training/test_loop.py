@@ -240,7 +240,7 @@ def test_a_notice_is_a_checkpoint_and_a_call_to_leave_the_end_of_this_group(make
     assert curve(told.run) == expected[:5]
     assert "save" not in read_lines(told.run / "steps.jsonl")[0]
     kept = sorted(folder.name for folder in (told.run / "checkpoints").iterdir())
-    assert kept == ["step-00000003", "step-00000005"]
+    assert kept == ["step-00000003", "step-00000004", "step-00000005"]
     assert train(told, CPU) is True
     assert curve(told.run) == expected
     starts = read_lines(told.run / "starts.jsonl")
