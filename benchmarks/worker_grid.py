@@ -43,9 +43,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"kind": "torch"},
     **{f"zero{stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in range(4)},
 }
-STAGES = ("align", "fuse")
+STEPS = {"align": 45, "fuse": 75}
+STAGES = tuple(STEPS)
 REFERENCE = "torch, whole batch"
-STEPS = 45
 NUM_TRAIN, NUM_HELD_OUT = 42, 20
 BATCH, MICRO_BATCH = 16, 3
 """42 exams: an epoch is two whole batches and one of ten."""
@@ -111,7 +111,8 @@ def make_shards(folder: Path) -> str:
     from prima_ray.data.phantoms import PhantomConfig, ingest_config, write_phantoms
     from prima_ray.stages.ingest import IngestConfig, run
 
-    write_phantoms(folder / "raw", PhantomConfig(num_patients=45, image_side=48))
+    if not (folder / "raw").exists():
+        write_phantoms(folder / "raw", PhantomConfig(num_patients=45, image_side=48))
     raw = {**ingest_config(folder / "raw", out=str(folder / "shards")), "context": {"kind": "local"}}
     return str(run(IngestConfig.model_validate(raw)))
 
@@ -124,9 +125,12 @@ def make_models(folder: Path) -> dict[str, str]:
 
     from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, resolve_text_model
 
+    made = {kind: str(folder / kind) for kind in ("vit", "bert", "qwen3")}
+    if (folder / "models").exists():
+        return made
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **_VIT)
-    (folder / "vit").mkdir()
+    (folder / "vit").mkdir(exist_ok=True)
     save_file(vit.state_dict(), folder / "vit" / "model.safetensors")
     sizes: dict[str, Any] = {"vocab_size": 30522, "pad_token_id": 0}
     transformers.BertModel(transformers.BertConfig(**_BERT, **sizes)).save_pretrained(folder / "bert")
@@ -136,7 +140,8 @@ def make_models(folder: Path) -> dict[str, str]:
     for kind in ("bert", "qwen3"):
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
             shutil.copy(source / name, folder / kind / name)
-    return {kind: str(folder / kind) for kind in ("vit", "bert", "qwen3")}
+    (folder / "models").touch()
+    return made
 
 
 def raw_config(stage: str, shards: str, models: dict[str, str], folder: Path) -> dict[str, Any]:
@@ -158,7 +163,7 @@ def raw_config(stage: str, shards: str, models: dict[str, str], folder: Path) ->
         "fold": "none",
         "seed": 3,
         "epochs": 100,
-        "max_steps": STEPS,
+        "max_steps": STEPS[stage],
         "validate_every_epochs": 100,
         "global_batch": BATCH,
         "log_exam_ids": True,
@@ -217,16 +222,26 @@ def cell_job(job: TrainingJob, cell: Cell, folder: Path) -> TrainingJob:
 # ------------------------------------------------------------------------------------------------ the workers
 
 
-def run_rank(rank: int, world: int, folder: str, jobs: list[TrainingJob]) -> None:
+def run_rank(rank: int, world: int, rendezvous: str, jobs: list[TrainingJob]) -> None:
     """Train all cells of one world size, one after the other, in one process group."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     for job in jobs:
         job.run.mkdir(parents=True, exist_ok=True)
         train(job, GroupContext())
         dist.barrier()
     dist.destroy_process_group()
+
+
+def is_done(job: TrainingJob) -> bool:
+    """Whether a run of an earlier start is complete; one that was broken off begins anew."""
+    steps = job.run / "steps.jsonl"
+    last = job.config.max_steps
+    done = steps.exists() and len(lines_of(steps)) == last and any((job.run / "checkpoints").glob(f"*{last}"))
+    if not done:
+        shutil.rmtree(job.run, ignore_errors=True)
+    return done
 
 
 def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, TrainingJob]:
@@ -236,10 +251,15 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, TrainingJob]:
     templates = {stage: make_job(stage, shards, models, folder) for stage in {cell.stage for cell in cells}}
     jobs = {cell.name: cell_job(templates[cell.stage], cell, folder) for cell in cells}
     for world in sorted({cell.world for cell in cells}):
-        mine = [jobs[cell.name] for cell in cells if cell.world == world]
+        mine = [jobs[cell.name] for cell in cells if cell.world == world and not is_done(jobs[cell.name])]
+        if not mine:
+            continue
         print(f"{world} worker(s): {len(mine)} runs ...", file=sys.stderr, flush=True)
         mp.start_processes(  # type: ignore[no-untyped-call]
-            run_rank, args=(world, str(folder), mine), nprocs=world, start_method="spawn"
+            run_rank,
+            args=(world, f"file://{tempfile.mkdtemp()}/rendezvous", mine),
+            nprocs=world,
+            start_method="spawn",
         )
     return jobs
 
@@ -353,11 +373,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("--corner", action="store_true", help="what the tests run; no result file")
     command.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 3, 4])
+    command.add_argument("--work", type=Path, help="a folder to keep the runs in; what is done there is not run again")
     command.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the result")
     arguments = command.parse_args(argv)
     cells = CORNER if arguments.corner else grid(arguments.worlds)
     with tempfile.TemporaryDirectory(prefix="worker-grid-") as folder:
-        rows = compare(cells, train_cells(cells, Path(folder)))
+        rows = compare(cells, train_cells(cells, (arguments.work or Path(folder)).resolve()))
     print(table(rows))
     for stage in STAGES:
         first = next(row for row in rows if row["stage"] == stage)
