@@ -95,6 +95,7 @@ def server() -> Iterator[Server]:
     token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment |= {"RAY_agent_register_timeout_ms": "120000"}
     server, process = start_head(folder, environment)
     try:
         yield server
@@ -118,17 +119,21 @@ def start_head(folder: Path, environment: dict[str, str]) -> tuple[Server, subpr
 
 def start_once(folder: Path, environment: dict[str, str], temp: str) -> tuple[str, subprocess.Popen[bytes]]:
     """Until the server answers, or the process has given up."""
-    gcs, dashboard, agent, client = free_ports(4)
+    names = (
+        "dashboard-port", "port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
+        "metrics-export-port", "ray-client-server-port",
+    )  # fmt: skip
+    # All of them: for a port that its agents choose the raylet waits some fifteen seconds, and gives up.
+    ports = free_ports(len(names) + 40)
     command = [
-        str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--port", str(gcs),
-        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard),
-        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client),
-        "--worker-port-list", ",".join(map(str, free_ports(40))),
+        str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--dashboard-host", "127.0.0.1",
+        *(word for name, port in zip(names, ports, strict=False) for word in (f"--{name}", str(port))),
+        "--worker-port-list", ",".join(map(str, ports[len(names) :])),
         "--num-cpus", "4", "--temp-dir", str(folder / temp),
     ]  # fmt: skip
     with (folder / "start.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{dashboard}"
+    address = f"http://127.0.0.1:{ports[0]}"
     until(lambda: process.poll() is not None or refuses_strangers(address), "the job server does not answer")
     return address, process
 
