@@ -15,8 +15,10 @@ from typing import Any
 
 from prima_ray.base import PrimaError
 from prima_ray.stages.elastic_schedule import EventConfig
+from prima_ray.training.checkpoint import latest_step
 from prima_ray.training.elastic_cluster import LocalNodes
 from prima_ray.training.leaving import PLAIN
+from prima_ray.training.loop import CHECKPOINTS
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -60,7 +62,7 @@ class Drive:
         self._until(lambda: bool(self._steps()), "its first step")
         happened = []
         for item in events:
-            self._until(lambda item=item: self._step() >= item.at_step, f"step {item.at_step}")  # type: ignore[misc]
+            self._until(lambda item=item: self._is_due(item), f"step {item.at_step}")  # type: ignore[misc]
             if self._ended():
                 raise PrimaError(f"the training ended before {item.event} at step {item.at_step}", where=self._run)
             num_starts = len(self._starts())
@@ -71,6 +73,11 @@ class Drive:
             happened.append({**record, "start": num_starts})
         self._until(lambda: False, "the end")
         return happened
+
+    def _is_due(self, item: EventConfig) -> bool:
+        step = self._step()
+        saved = latest_step(self._run / CHECKPOINTS) or 0
+        return step >= item.at_step and step - saved >= item.after_checkpoint
 
     def _do(self, item: EventConfig) -> None:
         if item.event == "add_node":

@@ -25,6 +25,8 @@ class EventConfig(StrictConfig):
     at_step: int = Field(gt=0)
     """When the run has taken so many steps, and has recovered from the event before."""
     event: EventKind
+    after_checkpoint: int = Field(default=0, ge=0)
+    """And so many steps since the last checkpoint: what a sudden loss costs, at least."""
     deadline_s: float = Field(default=30.0, gt=0)
     """Of `drain_node`: the notice, after which the node is gone."""
 

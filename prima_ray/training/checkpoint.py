@@ -155,6 +155,13 @@ def load_last(folder: str | Path) -> tuple[State, Progress] | None:
     return None
 
 
+def latest_step(folder: str | Path) -> int | None:
+    """The step of the newest checkpoint that was committed; None where there is none. Its state is not looked at."""
+    home = Folder.at(folder)
+    steps = (int(name[5:]) for name in newest_first(home) if home.folder(name).exists(_MANIFEST))
+    return next(steps, None)
+
+
 def load_best(folder: str | Path) -> tuple[State, Progress]:
     """The checkpoint that validation chose.
 
