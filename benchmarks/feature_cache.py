@@ -102,7 +102,8 @@ class Trainer:
             if self.change is not None:
                 batch = self.change(batch)
             weight = torch.zeros(()) if self.task.interacts else self.task.batch_weight(batch)
-            loss, _ = self.task.loss(self.engine.forward(batch), batch, gather=None, total_weight=weight)
+            outputs = self.task.condense(self.engine.forward(batch), batch)
+            loss, _ = self.task.loss(outputs, batch, gather=None, total_weight=weight)
             self.engine.backward(loss, last=True)
             self.engine.step(self.config.optimizer.lr)
         return {"s an epoch": time.perf_counter() - start}

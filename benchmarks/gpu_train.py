@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _harness import Figures, interleave, parse, parser, report
 
 from prima_ray.data.batch import ImageTextBatch
-from prima_ray.losses import AlignLossConfig, align_losses
+from prima_ray.losses import AlignLossConfig, align_losses, condense_outputs
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, ProjectionHeads, TemperatureConfig
 from prima_ray.models.fusion import FusionInputs, Qwen3FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
@@ -120,45 +120,48 @@ class Workload(ABC):
 
     def step(self) -> None:
         """One optimizer step, as the training loop takes it."""
-        moved = self.batch.to(self.device)
-        self.accumulate(moved)
+        # Pixels and features come to the device a micro-batch at a time.
+        self.accumulate(self.batch.split(self.micro_batch), self.batch.light().to(self.device))
         self.engine.step(3e-5)
 
     @abstractmethod
-    def accumulate(self, batch: ImageTextBatch) -> None:
-        """Forward and backward of every micro-batch."""
+    def accumulate(self, micro: list[ImageTextBatch], light: ImageTextBatch) -> None:
+        """Forward and backward of every micro-batch; ``light`` is what losses read of the whole batch."""
 
 
 class AlignWorkload(Workload):
     """The dual encoder; its losses span the batch, so micro-batches go through the gradient cache."""
 
-    def accumulate(self, batch: ImageTextBatch) -> None:
+    def accumulate(self, micro: list[ImageTextBatch], light: ImageTextBatch) -> None:
+        config = AlignLossConfig()
+
+        def forward(piece: ImageTextBatch) -> dict[str, Tensor]:
+            moved = piece.to(self.device)
+            return condense_outputs(config, self.engine.forward(moved), token_mask=moved.token_mask)
+
         def loss(outputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            assert batch.token_mask is not None  # noqa: S101
             return align_losses(
-                AlignLossConfig(),
+                config,
                 outputs,
-                token_mask=batch.token_mask,
-                attributes=batch.attributes,
+                attributes=light.attributes,
                 label_temperature=10.0,
-                weights=batch.weights,
+                weights=light.weights,
             )
 
-        micro = batch.split(self.micro_batch)
-        backward_cached(self.engine.forward, micro, loss, self.engine.backward, batch_level=("temperature",))
+        backward_cached(forward, micro, loss, self.engine.backward, batch_level=("temperature",))
 
 
 class FuseWorkload(Workload):
     """The fusion model; losses of micro-batches add up."""
 
-    def accumulate(self, batch: ImageTextBatch) -> None:
-        pieces = batch.split(self.micro_batch)
-        total = batch.weights.sum()
+    def accumulate(self, micro: list[ImageTextBatch], light: ImageTextBatch) -> None:
+        total = light.weights.sum()
         weights = [1.0] * len(CLASSES)
-        for number, piece in enumerate(pieces):
+        for number, host in enumerate(micro):
+            piece = host.to(self.device)
             logits = self.engine.forward(piece)["logits"]
             loss = classification_loss(logits, piece, weights=weights, label_smoothing=0.0, total_weight=total)
-            self.engine.backward(loss, last=number == len(pieces) - 1)
+            self.engine.backward(loss, last=number == len(micro) - 1)
 
 
 def build_align(sizes: Sizes, arguments: argparse.Namespace, frozen: torch.dtype, device: torch.device) -> Workload:

@@ -160,7 +160,8 @@ def run_bare(job: TrainingJob) -> None:
     nothing = torch.zeros(())
     with (job.run / "steps.jsonl").open("w") as log:
         for step, batch in enumerate(local_batches(job.shards, plan, spec.collate, features=spec.features)):
-            loss, _ = task.loss(model(batch), batch, gather=None, total_weight=nothing)
+            outputs = task.condense(model(batch), batch)
+            loss, _ = task.loss(outputs, batch, gather=None, total_weight=nothing)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm or float("inf"))
             for group in optimizer.param_groups:

@@ -5,6 +5,7 @@ Everything in the package may import this module; this module imports nothing of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -171,7 +172,12 @@ def _umask() -> int:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. Non-finite numbers become null (JSON has none)."""
-    write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON, a line's end behind it; see `write_json`."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -196,3 +202,17 @@ def read_json(path: str | Path) -> Any:
         raise PrimaError("no such file", where=path) from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PrimaError(f"not valid JSON ({error})", where=path) from None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whatever library wrote: most raise OSError, safetensors and Arrow only quote the number."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(f"{words} {number}" in str(error).lower() for words in ("os error", "errno") for number in _FULL):
+        return True
+    return is_disk_full(error.__cause__ or error.__context__)

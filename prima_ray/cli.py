@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from prima_ray import __version__
-from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.base import PrimaError, StrictConfig, is_disk_full
 from prima_ray.config import dump_config, load_config
+from prima_ray.training.checks.storage import refuse_lost
 from prima_ray.training.cluster import disconnect
 
 STAGES: dict[str, tuple[str, str, str]] = {
@@ -29,6 +32,11 @@ STAGES: dict[str, tuple[str, str, str]] = {
     "align": ("prima_ray.stages.align", "AlignConfig", "shards -> image and text towers aligned by four losses"),
     "finetune": ("prima_ray.stages.finetune", "FinetuneConfig", "align's image tower -> a classifier of photos"),
     "fuse": ("prima_ray.stages.fuse", "FuseConfig", "towers -> the diagnosis from photos and attributes"),
+    "elastic": (
+        "prima_ray.stages.elastic",
+        "ElasticConfig",
+        "a training whose workers come and go, beside a fixed one",
+    ),
 }
 """Name -> (module, config class, what it does). A stage module has `run(config) -> Path`."""
 
@@ -38,21 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     _quiet_libraries()
     try:
-        code: int = arguments.run(arguments)
+        with _stoppable():
+            code: int = arguments.run(arguments)
     except PrimaError as error:
         # Not before Ray's processes are done with stderr: the reason is the last line.
         disconnect()
         _say(f"prima: {error}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         disconnect()
-        _say("prima: interrupted; the same command continues where it can")
-        return 130
+        is_stopped = "SIGTERM" in stop.args
+        _say(f"prima: {'stopped' if is_stopped else 'interrupted'}; the same command continues where it can")
+        return 143 if is_stopped else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _is_disk_full(error):
+        if not is_disk_full(error):
             raise
         disconnect()
         _say(f"prima: the disk is full, or a quota or limit on files is reached ({_last_line(error)})")
@@ -61,22 +71,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whatever library wrote: most raise OSError, safetensors and Arrow only quote the number."""
-    if error is None:
-        return False
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    if any(f"{words} {number}" in str(error) for words in ("os error", "errno") for number in _FULL):
-        return True
-    return _is_disk_full(error.__cause__ or error.__context__)
-
-
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, Kubernetes, a batch system) ends a command as Ctrl-C does: locks and workers go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, is_stopped = signal.getsignal(signal.SIGTERM), False
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        nonlocal is_stopped
+        is_stopped = True
+        # Whoever handles Ctrl-C now: Ray Train brings its workers down first. Called, not raised: in a job of Ray's
+        # SIGINT is blocked.
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*["SIGTERM"] * is_stopped) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_stage_from_argv(stage: str, argv: Sequence[str] | None = None) -> int:
@@ -143,6 +164,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--verify", action="store_true", help="only compare what is there with its checksums")
     command.set_defaults(run=_run_fetch)
 
+    command = commands.add_parser("doctor", help="what would keep a stage from running, and how to mend it")
+    command.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="a stage's YAML, or a run directory; none: this machine"
+    )
+    command.add_argument("--stage", choices=STAGES, help="whose config it is, where its name or keys do not say")
+    _add_overrides(command)
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.set_defaults(run=_run_doctor)
+
     command = commands.add_parser("demo", help="all stages on generated data, in a few minutes")
     command.add_argument("--out", default="runs/demo", help="folder of everything it makes (default runs/demo)")
     command.set_defaults(run=_run_demo)
@@ -151,6 +181,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", help="a YAML file, such as those of jobs/configs")
+    _add_overrides(command)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set",
         action="append",
@@ -163,6 +197,7 @@ def _add_config_arguments(command: argparse.ArgumentParser) -> None:
 
 def _run_stage(arguments: argparse.Namespace) -> int:
     config, run = load_stage(arguments.stage, arguments.config, arguments.overrides)
+    refuse_lost(getattr(config, "out", ""))
     _answer(run, config)
     return 0
 
@@ -212,6 +247,16 @@ def _run_fetch(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.fetch import run_fetch
 
     return run_fetch(arguments.names, to=arguments.to, verify=arguments.verify)
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.doctor import run_doctor
+
+    schemas = {name: getattr(importlib.import_module(module), schema) for name, (module, schema, _) in STAGES.items()}
+    with contextlib.redirect_stdout(sys.stderr):
+        report = run_doctor(arguments.config, arguments.overrides, stage=arguments.stage, schemas=schemas)
+    print(report.to_json() if arguments.json else report.to_text())  # noqa: T201 - the command's answer
+    return 2 if report.count("error") else 0
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:

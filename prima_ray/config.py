@@ -182,6 +182,17 @@ def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
     return any(marker in _metadata(field) for field in fields if field)
 
 
+def input_paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, path) of everything that a resolved config reads: its values of type `InputPath`, in sections too."""
+    marker = typing.get_args(InputPath)[1]
+    for name, field in type(config).model_fields.items():
+        value, key = getattr(config, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from input_paths(value, f"{key}.")
+        elif isinstance(value, str) and marker in _metadata(field):
+            yield key, value
+
+
 def _metadata(field: FieldInfo) -> list[Any]:
     found = list(field.metadata)
     for argument in typing.get_args(field.annotation):
@@ -261,3 +272,29 @@ def _tag_of(model: type[BaseModel]) -> str | None:
     field = model.model_fields.get("kind")
     arguments = typing.get_args(field.annotation) if field else ()
     return str(arguments[0]) if arguments else None
+
+
+def differing_keys(found: Any, wanted: Any, *, ignored: frozenset[str] = frozenset()) -> str:
+    """The keys in which two resolved configs differ, for a message: the first five; empty where they are alike.
+
+    Args:
+        ignored: keys (`context`, `writer.calls`) that may differ, and all below them.
+    """
+    keys = [key for key in _differing(found, wanted) if not _is_below(key, ignored)]
+    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+
+
+def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*wanted, *(key for key in found if key not in wanted)]
+        return [
+            item
+            for key in keys
+            for item in _differing(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [] if found == wanted else [prefix]
+
+
+def _is_below(key: str, above: frozenset[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:depth]) in above for depth in range(1, len(parts) + 1))

@@ -8,6 +8,9 @@ is computed in float32, float64 stays float64. All losses share two keywords:
 then this rank's exams, equally many on every rank, and the candidates those of all ranks; the mean over the ranks of
 the results is the loss of the global batch. No tensor is (global x global), and tokens are never gathered.
 
+Patches and tokens meet within an exam only. So the sum of all losses comes in two halves: `condense_outputs` makes of
+any few exams' outputs what the losses need of each, without sequences; `align_losses` is over all exams' of those.
+
 Shapes that do not fit, and temperatures that are not positive, raise ValueError.
 
 To add a loss: the function, its config with a `compute`, one line in `AlignLossConfig`.
@@ -220,20 +223,31 @@ def local_semantic_loss(
     )  # fmt: skip
     temperature = _check_temperature(temperature)
     exams = _Exams(text_seq, len(text_seq), weights, gather)
-    patches, tokens, mask = _precise(image_seq), _precise(text_seq), text_mask.bool()
     if attention:
-        return exams.mean(_token_contrast(patches, tokens, mask, temperature, as_printed=as_printed))
-    described = mask.any(dim=1)
-    with_text = _Exams(text_seq, len(text_seq), described.to(tokens) * exams.real, gather)
+        return exams.mean(_token_contrast(image_seq, text_seq, text_mask, temperature, as_printed=as_printed))
+    return _mean_contrast(exams, *_mean_features(image_seq, text_seq, text_mask), temperature)
+
+
+def _mean_features(image_seq: Tensor, text_seq: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean patches (V, N, D), mean real tokens (N, D), and (N,) whether there is a real token."""
+    tokens, mask = _precise(text_seq), text_mask.bool()
     mean_token = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-    values = _info_nce(with_text, _unit(patches.mean(dim=2)), _unit(mean_token), temperature)
+    return _precise(image_seq).mean(dim=2), mean_token, mask.any(dim=1)
+
+
+def _mean_contrast(
+    exams: _Exams, mean_patch: Tensor, mean_token: Tensor, described: Tensor, temperature: Temperature
+) -> Tensor:
+    with_text = _Exams(mean_token, len(mean_token), described.to(mean_token) * exams.real, exams.gather)
+    values = _info_nce(with_text, _unit(mean_patch), _unit(mean_token), temperature)
     return exams.mean(torch.where(described, values, torch.zeros_like(values)))
 
 
 def _token_contrast(
-    patches: Tensor, tokens: Tensor, mask: Tensor, temperature: Temperature, *, as_printed: bool
+    image_seq: Tensor, text_seq: Tensor, text_mask: Tensor, temperature: Temperature, *, as_printed: bool
 ) -> Tensor:
-    """Patches (V, N, K, D), tokens (N, L, D), mask (N, L) -> (V, N)."""
+    """Patches (V, N, K, D), tokens (N, L, D), mask (N, L) -> (V, N), from each exam alone."""
+    patches, tokens, mask = _precise(image_seq), _precise(text_seq), text_mask.bool()
     # The attention sees un-normalised projections: between unit vectors it would be almost flat.
     scores = torch.einsum("nld,vnkd->vnlk", tokens, patches) / tokens.shape[-1] ** 0.5
     contexts = _unit(torch.einsum("vnlk,vnkd->vnld", scores.softmax(dim=-1), patches))
@@ -332,10 +346,9 @@ class AlignEmbeddings:
     """What the losses of one batch are computed from; shapes as in the functions."""
 
     image_cls: Tensor
-    image_seq: Tensor
     text_cls: Tensor
-    text_seq: Tensor
-    token_mask: Tensor
+    local: Mapping[str, Tensor]
+    """What `LocalSemanticConfig.condense` made, exams first."""
     learnable_temperature: Tensor
     attributes: Tensor | None
     label_temperature: float
@@ -398,16 +411,30 @@ class LocalSemanticConfig(StrictConfig):
             raise ValueError("as_printed belongs to `variant: attention`; loc_dir has no printed form")
         return self
 
+    def condense(self, image_seq: Tensor, text_seq: Tensor, text_mask: Tensor, learned: Tensor) -> dict[str, Tensor]:
+        """Sequences (V, N, K, D) and (N, L, D) -> what the loss needs of each exam, exams first.
+
+        `token_contrast` (N, V), each exam's loss by itself; for `loc_dir`, which spans the batch, `mean_patch`
+        (N, V, D), `mean_token` (N, D) and `described` (N,).
+        """
+        _check_shapes(
+            image_seq=(image_seq, "V N K D"), text_seq=(text_seq, "N L D"), text_mask=(text_mask, "N L")
+        )  # fmt: skip
+        if self.variant == "attention":
+            temperature = _check_temperature(learned if self.temperature is None else self.temperature)
+            values = _token_contrast(image_seq, text_seq, text_mask, temperature, as_printed=self.as_printed)
+            return {"token_contrast": values.transpose(0, 1)}
+        patch, token, described = _mean_features(image_seq, text_seq, text_mask)
+        return {"mean_patch": patch.transpose(0, 1), "mean_token": token, "described": described}
+
     def compute(self, batch: AlignEmbeddings) -> Tensor:
-        return local_semantic_loss(
-            batch.image_seq,
-            batch.text_seq,
-            batch.token_mask,
-            temperature=batch.temperature(self.temperature),
-            attention=self.variant == "attention",
-            as_printed=self.as_printed,
-            gather=batch.gather,
-            weights=batch.weights,
+        exams = _Exams(batch.text_cls, len(batch.text_cls), batch.weights, batch.gather)
+        if self.variant == "attention":
+            return exams.mean(batch.local["token_contrast"].transpose(0, 1))
+        local = batch.local
+        temperature = _check_temperature(batch.temperature(self.temperature))
+        return _mean_contrast(
+            exams, local["mean_patch"].transpose(0, 1), local["mean_token"], local["described"], temperature
         )
 
 
@@ -448,11 +475,38 @@ class AlignLossConfig(StrictConfig):
         return self
 
 
+def condense_outputs(
+    config: AlignLossConfig, outputs: Mapping[str, Tensor], *, token_mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Some exams' outputs without their sequences: what `align_losses` needs of each, and no more.
+
+    Sequences are by far the largest outputs, and no exam's meet another's. Condensed a micro-batch at a time, they
+    need not be kept for the global batch.
+
+    Args:
+        outputs: of the dual encoder, exams first: image_cls (N, V, D), image_seq (N, V, K, D), text_cls (N, D),
+            text_seq (N, L, D), temperature (1,).
+        token_mask: (N, L) true on real tokens; None only where the local loss has the weight 0.
+
+    Returns:
+        image_cls, text_cls and temperature as they are, and what `LocalSemanticConfig.condense` makes.
+
+    Raises:
+        ValueError: shapes that do not fit, or no mask where one is needed.
+    """
+    kept = {name: outputs[name] for name in ("image_cls", "text_cls", "temperature")}
+    if not config.local_semantic.weight:
+        return kept
+    if token_mask is None:
+        raise ValueError("the local semantic loss needs the mask of real tokens")
+    patches, tokens = outputs["image_seq"].transpose(0, 1), outputs["text_seq"]
+    return {**kept, **config.local_semantic.condense(patches, tokens, token_mask, outputs["temperature"])}
+
+
 def align_losses(
     config: AlignLossConfig,
     outputs: Mapping[str, Tensor],
     *,
-    token_mask: Tensor,
     attributes: Tensor | None,
     label_temperature: float,
     weights: Tensor | None = None,
@@ -461,9 +515,7 @@ def align_losses(
     """The weighted sum, and its parts before weighting, such as ``soft_semantic_loss``.
 
     Args:
-        outputs: of the dual encoder, exams first: image_cls (N, V, D), image_seq (N, V, K, D), text_cls (N, D),
-            text_seq (N, L, D), temperature (1,).
-        token_mask: (N, L) true on real tokens.
+        outputs: of `condense_outputs`.
         attributes: (N, A) the vectors y; None only where the soft loss has the weight 0.
         label_temperature: tau_label.
         weights: (N,) 0 on padding exams.
@@ -473,10 +525,8 @@ def align_losses(
     """
     batch = AlignEmbeddings(
         image_cls=outputs["image_cls"].transpose(0, 1),
-        image_seq=outputs["image_seq"].transpose(0, 1),
         text_cls=outputs["text_cls"],
-        text_seq=outputs["text_seq"],
-        token_mask=token_mask,
+        local=outputs,
         learnable_temperature=outputs["temperature"],
         attributes=attributes,
         label_temperature=label_temperature,

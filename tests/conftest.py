@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from prima_ray.data.schema import (
     Manifest,
     ShardFile,
 )
+from tests.object_store import serving
 
 # The same examples every time: a failure is one of the code under test, and can be had again.
 settings.register_profile("repeatable", derandomize=True)
@@ -187,3 +188,17 @@ def tiny_fuse(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) ->
 def tiny_finetune(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of finetune on `labelled_shards`, test fold 0: do not write into it."""
     return train_tiny("finetune", labelled_shards, tmp_path_factory.mktemp("tiny") / "finetune")
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``s3://...`` of a bucket on a local server; what is fetched from it goes into a temporary folder."""
+    with serving() as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRIMA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield address
+
+
+@pytest.fixture
+def store(bucket: str, request: pytest.FixtureRequest) -> str:
+    """An empty folder on the local server."""
+    return f"{bucket}/{request.node.name.replace('[', '-').replace(']', '')}"

@@ -21,6 +21,8 @@ class ImageTextBatch:
     """(N,) float32: 1 for an exam, 0 for padding at a ragged end."""
     labels: Tensor
     """(N,) int64: the class index, -1 where the exam has no label."""
+    mask_keys: Tensor | None = None
+    """(N,) int64, in training: of (seed, epoch, exam), what the random masks of the layers are keyed by."""
     images: Tensor | None = None
     """(N, V, 3, H, W) float32, normalised."""
     image_mask: Tensor | None = None
@@ -55,6 +57,10 @@ class ImageTextBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+    def light(self) -> Self:
+        """A copy without what only models read: pixels, tokens and features, which are nearly all of its bytes."""
+        return replace(self, images=None, input_ids=None, image_cls=None, image_seq=None, text_cls=None, text_seq=None)
 
     def split(self, size: int) -> list[Self]:
         """Micro-batches of ``size`` exams, in order; the last may be shorter."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.features import FeatureSpec, decode_columns
@@ -108,6 +108,9 @@ class Collator:
                 parts["attributes"] = torch.from_numpy(encoded)
         if self.features:
             parts.update(decode_columns(table, self.features, padding=padding))
+        if self.train:
+            keys = [self._key(epoch, exam_id) for epoch, exam_id in zip(epochs, exam_ids, strict=True)]
+            parts["mask_keys"] = mask_keys(keys)
         classes = {name: index for index, name in enumerate(self.data_set.class_names)}
         return ImageTextBatch(
             exam_ids=exam_ids,
@@ -194,6 +197,11 @@ class Collator:
                 out[view] = apply_augmentation(
                     image, draws[view], size=config.image_size, aspect=aspect, fill=fill_color(config)
                 )
+
+
+def mask_keys(keys: Sequence[tuple[object, ...]]) -> Tensor:
+    """(seed, epoch, exam) of N exams -> `ImageTextBatch.mask_keys`, (N,) int64."""
+    return torch.from_numpy(np.array([hash_key(*key, "masks") for key in keys], dtype=np.uint64).view(np.int64))
 
 
 def _tokens(tokenizer: Tokenize, texts: Sequence[str], padding: NDArray[np.bool_]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from prima_ray.base import StrictConfig
 from prima_ray.data.batch import ImageTextBatch
-from prima_ray.data.collate import Tokenize
+from prima_ray.data.collate import Tokenize, mask_keys
 from prima_ray.data.text_shards import TEXT
 from prima_ray.data.views import view_generator
 
@@ -95,10 +95,12 @@ class MaskingCollator:
             replaced, chosen = self.masking(tokens, rng)
             masked[row, real] = torch.from_numpy(replaced)
             labels[row, real] = torch.from_numpy(np.where(chosen, tokens, -1))
+        keys = [(self.seed, int(epoch), name) for name, epoch in zip(ids, epochs, strict=True)]
         return ImageTextBatch(
             exam_ids=ids,
             weights=(~padding).float(),
             labels=torch.full((len(ids),), -1),
+            mask_keys=mask_keys(keys) if self.train else None,
             input_ids=masked,
             attention_mask=attention_mask,
             token_mask=token_mask,

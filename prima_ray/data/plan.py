@@ -31,6 +31,7 @@ from prima_ray.data.schema import (
     open_filesystem,
     read_manifest,
 )
+from prima_ray.data.storage import reason
 
 HASHED_BYTES = 32 * 1024**3
 """Shards up to this size are hashed whenever they are opened, which is a second a gigabyte; larger ones where asked."""
@@ -166,7 +167,7 @@ def _read_light(filesystem: pafs.FileSystem, root: str, file: ShardFile, *, wher
         with pq.ParquetFile(join(root, file.path), filesystem=filesystem) as parquet:
             table = parquet.read(columns=_LIGHT_COLUMNS)
     except (pa.ArrowException, OSError) as error:
-        raise PrimaError(f"cannot be read as Parquet ({error})", where=join(where, file.path)) from None
+        raise PrimaError(f"cannot be read as Parquet ({reason(error)})", where=join(where, file.path)) from None
     if table.num_rows != file.rows:
         raise PrimaError(f"holds {table.num_rows} exams, the manifest says {file.rows}", where=join(where, file.path))
     return table

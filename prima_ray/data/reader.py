@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from prima_ray.base import PrimaError
 from prima_ray.data.schema import Manifest, join, open_filesystem, read_manifest
+from prima_ray.data.storage import reason
 
 Rows = NDArray[np.int64]
 CACHE_BYTES = 256 * 1024 * 1024
@@ -146,7 +147,9 @@ class RowReader:
 
 def _unreadable(path: str, error: Exception) -> PrimaError:
     return PrimaError(
-        f"cannot be read as Parquet ({error})", where=path, mend="The file is damaged: ingest the data set again."
+        f"cannot be read as Parquet ({reason(error)})",
+        where=path,
+        mend="The file is damaged: ingest the data set again.",
     )
 
 

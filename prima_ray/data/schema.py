@@ -103,6 +103,13 @@ def join(path: str, *parts: str) -> str:
     return posixpath.join(head, *parts) + mark + query
 
 
+def split(path: str) -> tuple[str, str]:
+    """The folder that a path or a URI lies in, and its last part; inverse of `join`."""
+    head, mark, query = path.rstrip("/").partition("?") if is_uri(path) else (path, "", "")
+    folder, name = posixpath.split(head.rstrip("/"))
+    return folder + mark + query, name
+
+
 def hash_stream(filesystem: pafs.FileSystem, path: str) -> str:
     """SHA-256 (hex) of a file on any filesystem, read in pieces."""
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ INK, BLUE, GREY = "#1f2933", "#2b6cb0", "#9aa5b1"
 
 def confusion_plot(counts: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
     """True class by row, predicted class by column; the shade is the share of the row, the number the count."""
-    figure, axes = _figure(0.75 * len(class_names) + 1.6, 0.7 * len(class_names) + 1.3)
+    figure, (axes,) = figure_of(0.75 * len(class_names) + 1.6, 0.7 * len(class_names) + 1.3)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(class_names)):
@@ -27,7 +27,7 @@ def confusion_plot(counts: NDArray[np.int64], class_names: Sequence[str]) -> byt
     axes.set_ylabel("true")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return _png(figure)
+    return png_of(figure)
 
 
 def per_class_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -38,7 +38,7 @@ def per_class_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """
     models = list(rows)
     names = [row["class"] for row in rows[models[0]]]
-    figure, axes = _figure(max(7.0, 1.0 * len(names) + 1.0), 3.6)
+    figure, (axes,) = figure_of(max(7.0, 1.0 * len(names) + 1.0), 3.6)
     width = 0.8 / len(models)
     colors = [BLUE, "#616e7c", GREY, "#cbd2d9"]
     for number, model in enumerate(models):
@@ -51,30 +51,32 @@ def per_class_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     axes.set_ylabel("F1")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
-    return _png(figure)
+    return png_of(figure)
 
 
 def training_plot(steps: Sequence[Mapping[str, Any]]) -> bytes:
     """The loss of every optimizer step."""
-    figure, axes = _figure(7, 2.8)
+    figure, (axes,) = figure_of(7, 2.8)
     axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], color=BLUE, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(width: float, height: float, *, rows: int = 1) -> tuple[Any, list[Any]]:
+    """An empty figure of ``width`` x ``height`` inches, and its axes from top to bottom."""
     # The object interface: pyplot keeps figures alive and asks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
+    """The finished picture."""
     buffer = io.BytesIO()
     # No date or version in the file: the same figures give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})

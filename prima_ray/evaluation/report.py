@@ -52,15 +52,22 @@ class Report:
 
 def render(report: Report) -> str:
     """The page, with no reference to anything outside it."""
+    return render_page("report.html.j2", report.pictures, report=report, headline=HEADLINE)
+
+
+def render_page(template: str, pictures: Mapping[str, bytes], **values: Any) -> str:
+    """A template of this folder, with our style, and pictures (caption -> PNG) inside the page."""
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = percent
-    template = environment.from_string((files("prima_ray.evaluation") / "report.html.j2").read_text(encoding="utf-8"))
-    pictures = {caption: base64.b64encode(data).decode() for caption, data in report.pictures.items()}
-    return template.render(report=report, pictures=pictures, headline=HEADLINE)
+    here = files("prima_ray.evaluation")
+    page = environment.from_string((here / template).read_text(encoding="utf-8"))
+    encoded = {caption: base64.b64encode(data).decode() for caption, data in pictures.items()}
+    style = (here / "report.css").read_text(encoding="utf-8")
+    return page.render(pictures=encoded, style=style, **values)
 
 
 def percent(value: float) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 from prima_ray.base import PrimaError, StrictConfig, read_json, write_json
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.models.store import load_component, save_component
 
@@ -132,4 +133,4 @@ def _load(folder: Path) -> nn.Module:
 
 def component_folder(run: str, name: str) -> str:
     """The folder of one part of a run's model."""
-    return str(Path(run) / "model" / name)
+    return join(run, "model", name)

@@ -21,6 +21,7 @@ from prima_ray.data.attributes import normalise_attributes
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.images import ImageRejected, decode_image
 from prima_ray.data.metadata import describe, expand_names, text_attributes
 from prima_ray.data.schema import SHARD_SCHEMA
@@ -70,7 +71,7 @@ class Predictor:
             PrimaError: no such run, a missing or damaged file, or a run of another stage.
         """
         check_diagnoses(run)
-        folder = Path(run) / "model"
+        folder = local_copy(run) / "model"
         bundle = load_bundle(folder)
         parts = bundle.components
         if bundle.config.kind == "finetune":
@@ -224,9 +225,9 @@ def check_diagnoses(run: str | Path) -> BundleConfig:
     Raises:
         PrimaError: no such run, no model in it, or a run of another stage.
     """
-    folder = Path(run) / "model"
+    folder = local_copy(run) / "model"
     if not folder.is_dir():
-        what = "no model here" if Path(run).is_dir() else "no such run directory"
+        what = "no model here" if folder.parent.is_dir() else "no such run directory"
         raise PrimaError(what, where=run, mend="Name the run directory of `prima fuse` or `prima finetune`.")
     config = read_bundle_config(folder)
     if config.kind == "align":

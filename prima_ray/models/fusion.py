@@ -17,7 +17,7 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.models.classifier import mean_over_views
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
-from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained
+from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained, refuse_attention_dropout
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer
 
 _SPECIALS = {"img_start": "start of the image", "txt_start": "start of the patient data"}
@@ -65,6 +65,7 @@ class Qwen3FusionConfig(StrictConfig):
             raise ValueError("LoRA over random weights adapts noise: set trainable to full, or name a model")
         if self.config is not None and self.config.get("model_type", "qwen3") != "qwen3":
             raise ValueError(f"config.model_type is {self.config['model_type']}, expected qwen3")
+        refuse_attention_dropout(self.config or {})
         return self
 
     def check_architecture(self) -> None:
@@ -122,8 +123,8 @@ class MlpFusion(nn.Module):
 class Qwen3Fusion(nn.Module):
     """Prompt, <img_start>, global and local image tokens, <txt_start>, global and local text tokens, answer cue.
 
-    Slots that an exam lacks (photos, text tokens) are masked and take no position, so an exam's logits do not depend
-    on its neighbours in the batch.
+    Slots that an exam lacks (photos, text tokens) go behind its end and are masked, so neither an exam's logits nor
+    the places that its random masks are keyed by depend on its neighbours in the batch.
     """
 
     def __init__(self, config: Qwen3FusionConfig, inputs: FusionInputs) -> None:
@@ -183,10 +184,11 @@ class Qwen3Fusion(nn.Module):
         dtype = self.specials.dtype
         embeddings = torch.cat([part.to(dtype) for part, _ in parts], dim=1)
         mask = torch.cat([part for _, part in parts], dim=1)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        hidden = self.backbone(
-            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, use_cache=False
-        ).last_hidden_state[:, -1]
+        embeddings, mask = _pack(embeddings, mask)
+        sequence = self.backbone(
+            inputs_embeds=embeddings, attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
+        hidden = sequence[torch.arange(count, device=mask.device), mask.sum(dim=1) - 1]
         with torch.autocast(hidden.device.type, enabled=False):
             return {"logits": hidden.float() @ self._class_rows().float().T}
 
@@ -240,6 +242,12 @@ def _features(batch: ImageTextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if any(part is None for part in parts):
         raise ValueError("a fusion model reads features: image_cls, image_seq, text_cls and text_seq")
     return parts  # type: ignore[return-value]
+
+
+def _pack(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, S, D) and its mask (N, S), with what is masked behind what is not."""
+    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return embeddings.gather(1, order[..., None].expand_as(embeddings)), mask.gather(1, order)
 
 
 def _mask(mask: Tensor | None, like: Tensor) -> Tensor:

@@ -14,9 +14,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig
+from prima_ray.models.keyed_dropout import silence
 from prima_ray.models.lora import LoraConfig, Trainable, merge_lora, set_trainable
 
-_RANDOM_MASKS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "patch_drop_rate", "pos_drop_rate")
+_UNKEYED_MASKS = {
+    "attn_drop_rate": "its masks are drawn inside of the attention, by the worker",
+    "patch_drop_rate": "its masks are drawn by the worker",
+    "drop_block_rate": "its masks are drawn by the worker",
+    "drop_rate": "it belongs to the classifier, which features do not pass",
+}
+_KEYED_DROPOUT = ("proj_drop_rate", "pos_drop_rate")
 
 
 class ImageTowerConfig(StrictConfig):
@@ -35,15 +42,14 @@ class ImageTowerConfig(StrictConfig):
     lora: LoraConfig = LoraConfig()
     gradient_checkpointing: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to timm: `depth`, `embed_dim`, `stem_width` and the like."""
+    """Passed to timm: `depth`, `embed_dim`, `stem_width` and the like. `drop_path_rate`, `proj_drop_rate` and
+    `pos_drop_rate` drop by masks keyed by exam (`models.keyed_dropout`)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for key in _RANDOM_MASKS:
+        for key, reason in _UNKEYED_MASKS.items():
             if self.options.get(key):
-                raise ValueError(
-                    f"options.{key}: random masks of a layer depend on the worker that draws them; leave it at 0"
-                )
+                raise ValueError(f"options.{key}: {reason}; leave it at 0 (drop_path_rate can be keyed by exam)")
         if self.pretrained and self.weights:
             raise ValueError("pretrained and weights: give one of them")
         if self.trainable == "lora" and not (self.pretrained or self.weights):
@@ -93,7 +99,7 @@ class ImageTowerConfig(StrictConfig):
                     mend="Choose a model with layer or group norm: a ViT, a ConvNeXt, resnetv2_50x1_bit.",
                 )
             _replace_batch_norm(model)
-        _no_random_masks(model)
+        _only_asked_masks(model, self.options)
         return ImageTower(self, model)
 
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -270,14 +276,17 @@ def read_weights(path: str, *, drop: str | tuple[str, ...] | None) -> dict[str, 
     return {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
 
 
-def _no_random_masks(model: nn.Module) -> None:
-    """Some architectures drop paths by default: masks that depend on the worker that draws them."""
-    from timm.layers import DropBlock2d, DropPath
+def _only_asked_masks(model: nn.Module, options: dict[str, Any]) -> None:
+    """Some architectures drop paths by default; here a rate is what the config says."""
+    from timm.layers import DropBlock2d
 
+    silence(
+        model,
+        dropout=not any(options.get(key) for key in _KEYED_DROPOUT),
+        drop_path=not options.get("drop_path_rate"),
+    )
     for layer in model.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.p = 0.0
-        elif isinstance(layer, DropPath | DropBlock2d):
+        if isinstance(layer, DropBlock2d):
             layer.drop_prob = 0.0
 
 

@@ -11,16 +11,19 @@ from pydantic import Field
 from torch import nn
 
 from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.models.keyed_dropout import silence
 
 Trainable = Literal["full", "lora", "frozen"]
 
 
 class LoraConfig(StrictConfig):
-    """Low-rank adapters (Hu et al. 2021). No dropout: it would draw from the global generator, rank by rank."""
+    """Low-rank adapters (Hu et al. 2021)."""
 
     rank: int = Field(default=32, gt=0)
     alpha: float | None = Field(default=None, gt=0)
     """Scale of the update is alpha / rank; `null`: alpha = rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Rate at which an adapter's inputs are dropped, by masks keyed by exam (`models.keyed_dropout`)."""
 
 
 def lora_targets(module: nn.Module, called: Collection[str] | None = None) -> list[str]:
@@ -52,15 +55,23 @@ def lora_targets(module: nn.Module, called: Collection[str] | None = None) -> li
 def set_trainable(
     module: nn.Module, trainable: Trainable, lora: LoraConfig, *, called: Collection[str] | None = None
 ) -> None:
-    """Freeze, free, or freeze and adapt a module, in place; ``called`` as in `lora_targets`."""
+    """Freeze, free, or freeze and adapt a module, in place; ``called`` as in `lora_targets`.
+
+    What is frozen drops nothing at random.
+    """
     module.requires_grad_(trainable == "full")
+    if trainable == "frozen":
+        silence(module)
     if trainable != "lora":
         return
     _before_peft()
     import peft
 
     config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank, lora_dropout=0.0, target_modules=lora_targets(module, called)
+        r=lora.rank,
+        lora_alpha=lora.alpha or lora.rank,
+        lora_dropout=lora.dropout,
+        target_modules=lora_targets(module, called),
     )
     peft.inject_adapter_in_model(config, module)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -143,7 +143,7 @@ def check_architecture(fields: Mapping[str, Any], *, key: str) -> None:
 
 
 def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: str | None = None) -> Any:
-    """A base model with random weights, in fp32 without dropout.
+    """A base model with random weights, in fp32, without dropout but for what ``fields`` ask.
 
     Args:
         fields: `model_type` and what else its transformers config takes; what concerns the vocabulary is filled in.
@@ -167,7 +167,7 @@ def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: s
         # By default they are those of the vocabulary that the architecture was published with.
         if (getattr(architecture, name, None) or 0) >= architecture.vocab_size:
             setattr(architecture, name, getattr(tokenizer, name, None))
-    no_dropout(architecture)
+    no_dropout(architecture, but=fields)
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         return AutoModel.from_config(architecture, dtype=torch.float32, **options)
@@ -178,11 +178,25 @@ def from_architecture(fields: Mapping[str, Any], tokenizer: Any, *, attention: s
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
-def no_dropout(architecture: Any) -> None:
-    """Dropout draws from the global generator, which differs from rank to rank."""
+def no_dropout(architecture: Any, *, but: Collection[str] = ()) -> None:
+    """Published rates are of another training; what a config asks for (``but``) stays, and is keyed by exam."""
     for key, value in vars(architecture).items():
-        if "dropout" in key and isinstance(value, float):
+        if "dropout" in key and key not in but and isinstance(value, float):
             setattr(architecture, key, 0.0)
+
+
+def refuse_attention_dropout(fields: Mapping[str, Any]) -> None:
+    """Attention draws its masks inside of a fused kernel, by the worker: nothing outside can key them by exam.
+
+    Raises:
+        ValueError: naming the field of a transformers config, for a validator.
+    """
+    for name, value in fields.items():
+        if "attention" in name and "dropout" in name and value:
+            raise ValueError(
+                f"config.{name}: its masks are drawn inside of the attention, by the worker; leave it at 0 (other "
+                "dropout can be keyed by exam)"
+            )
 
 
 def architecture_of(model: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prima_ray.base import PrimaError, hash_json, read_json, write_json
 from prima_ray.data.features import hash_tensors
+from prima_ray.data.fetched import local_copy
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import ProjectionConfig, ProjectionHeads
 from prima_ray.models.fusion import FusionInputs, MlpFusion, MlpFusionConfig, Qwen3Fusion, Qwen3FusionConfig
@@ -60,8 +61,8 @@ def save_component(folder: Path, module: nn.Module) -> None:
     write_json(folder / _CONFIG, {"format": FORMAT_VERSION, "kind": kind, "spec": spec})
 
 
-def load_component(folder: Path) -> nn.Module:
-    """Read a module from a folder of `save_component`: frozen, in eval mode, on the CPU.
+def load_component(folder: str | Path) -> nn.Module:
+    """Read a module from a folder of `save_component`, local or on an object store: frozen, in eval mode, on the CPU.
 
     Raises:
         PrimaError: a file is missing or damaged, or of another format.
@@ -69,6 +70,7 @@ def load_component(folder: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    folder = local_copy(folder)
     description = read_json(folder / _CONFIG)
     if not isinstance(description, dict) or str(description.get("kind")) not in _PARTS:
         raise PrimaError("does not describe a model of prima_ray", where=folder / _CONFIG)

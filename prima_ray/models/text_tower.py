@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prima_ray.base import InputPath, PrimaError, StrictConfig, read_json
+from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri, read_json
 from prima_ray.models.lora import LoraConfig, Trainable, set_trainable
-from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained
+from prima_ray.models.pretrained import check_architecture, from_architecture, load_pretrained, refuse_attention_dropout
 from prima_ray.models.tokenizer import OFFLINE_TEXT_MODEL, TextTokenizer, resolve_text_model
 
 
@@ -22,7 +22,8 @@ class TextTowerConfig(StrictConfig):
     path: InputPath | None = None
     """A local folder instead of `name`: a refined encoder, or what `prima fetch` brought."""
     config: dict[str, Any] | None = None
-    """The architecture (`model_type` and its sizes) for random weights; the tokenizer is still the source's."""
+    """The architecture (`model_type`, its sizes, its dropout) for random weights; the tokenizer is still the
+    source's."""
     pooling: Literal["auto", "cls", "mean"] = "auto"
     """auto: what the folder's sentence-transformers file says, else CLS."""
     max_tokens: int = Field(default=128, ge=4)
@@ -35,6 +36,7 @@ class TextTowerConfig(StrictConfig):
             raise ValueError("config needs `model_type` (bert, modernbert, ...)")
         if self.config is not None and self.trainable == "lora":
             raise ValueError("LoRA over random weights adapts noise: set trainable to full, or name a model")
+        refuse_attention_dropout(self.config or {})
         return self
 
     @property
@@ -43,7 +45,9 @@ class TextTowerConfig(StrictConfig):
 
     @property
     def folder(self) -> str | None:
-        """The local folder that the model comes from; None for a hub's name and the offline model."""
+        """The folder that the model comes from, or its address; None for a hub's name and the offline model."""
+        if is_uri(self.source):
+            return self.source
         folder = Path(self.source).expanduser()
         return str(folder) if self.source != OFFLINE_TEXT_MODEL and folder.is_dir() else None
 

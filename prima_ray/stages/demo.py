@@ -92,7 +92,7 @@ def run_demo(out: str) -> Path:
         finetune.run(load_config(finetune.FinetuneConfig, config_file("finetune"), [f"out={finetuned}", *parents]))
     parents.append(f"inputs.finetune={finetuned}")
     with _timed("fuse", timings):
-        run = fuse.run(load_config(fuse.FuseConfig, config_file("fuse"), [f"out={fused}", *parents]))
+        fuse.run(load_config(fuse.FuseConfig, config_file("fuse"), [f"out={fused}", *parents]))
     with _timed("evaluate", timings):
         index, rows, table = _held_out(fused)
         outcomes = measure(finetuned, fused, table, index.labels[rows])
@@ -107,7 +107,7 @@ def run_demo(out: str) -> Path:
     # Last: a demo that has it is finished.
     write_json(root / "demo.json", found)
     _tell(root, found)
-    return run
+    return root / "fuse"
 
 
 def config_file(stage: str) -> Path:

@@ -26,6 +26,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -36,7 +37,10 @@ import numpy as np
 
 from prima_ray.base import PrimaError, is_uri, read_json, write_atomic, write_json
 from prima_ray.config import read_yaml
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
+from prima_ray.data.schema import join
+from prima_ray.data.storage import Folder, WorkingCopy
 from prima_ray.evaluation.baselines import metadata_baselines
 from prima_ray.evaluation.metrics import HEADLINE, confusion, headline, per_class
 from prima_ray.evaluation.plots import confusion_plot, per_class_plot, training_plot
@@ -56,7 +60,10 @@ _MEND_OUT = "Name a new folder, or the one of an earlier report."
 class _Run:
     """A finished run that diagnoses, and the data it was trained on."""
 
+    address: str
+    """As the user named it."""
     path: Path
+    """A local copy of it, where it lies on an object store."""
     record: Mapping[str, Any]
     config: Mapping[str, Any]
     index: ExamIndex
@@ -85,8 +92,8 @@ def run_evaluate(
     shards: str | None = None,
     num_resamples: int = 1000,
     notes: Sequence[str] = (),
-) -> Path:
-    """Score a run of finetune or fuse; returns the folder of `report.html` and `metrics.json`.
+) -> Path | str:
+    """Score a run of finetune or fuse; returns the folder, or its address, of `report.html` and `metrics.json`.
 
     Args:
         out: default `RUN/evaluation`.
@@ -98,8 +105,28 @@ def run_evaluate(
         PrimaError: no finished run that diagnoses, a file of it is missing, its shards are gone or were replaced, it
             holds nothing out (`fold: none`), or ``out`` holds something else than an earlier report.
     """
-    target = Path(out) if out is not None else Path(run_dir) / "evaluation"
-    run = _open(Path(run_dir), shards, target)
+    address = out if out is not None else join(run_dir, "evaluation")
+    if not is_uri(address):
+        _evaluate(run_dir, Path(address), shards, num_resamples, notes)
+        return Path(address)
+    with tempfile.TemporaryDirectory(prefix="prima-evaluate-") as aside:
+        files = WorkingCopy(Path(aside) / "report", Folder.at(address))
+        # An earlier report is overwritten, anything else is refused.
+        foreign = sorted(set(files.store.files()) - {"report.html", "metrics.json"})
+        if foreign:
+            raise PrimaError(
+                f"--out holds something that is no report of `prima evaluate`: {foreign[0]}",
+                where=address,
+                mend=_MEND_OUT,
+            )
+        files.pull()
+        _evaluate(run_dir, files.local, shards, num_resamples, notes)
+        files.push()
+    return address
+
+
+def _evaluate(run_dir: str, target: Path, shards: str | None, num_resamples: int, notes: Sequence[str]) -> None:
+    run = _open(run_dir, shards, target)
     load = lru_cache(maxsize=1)(lambda: Predictor.load(run.path))
     sets = row_sets(run.path, run.index, run.roles, model=run.model, load=load)
     photos = photo_set(sets[0], run.index, model=run.model, load=load)
@@ -113,13 +140,10 @@ def run_evaluate(
         _log.info("%s\n", text_table(item.table))
     for sentence in _verdicts(everything):
         _log.info("%s", sentence)
-    return target
 
 
 def _check_out(target: Path, run: Path) -> None:
     """The report gets a folder of its own; only an earlier report is overwritten."""
-    if is_uri(str(target)):
-        raise PrimaError("--out is a local folder", where=target)
     there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
         what = "is a file, not a folder" if there == target else "cannot be made (its folder is a file)"
@@ -151,8 +175,8 @@ def _is_ours(file: Path) -> bool:
     return file.name.startswith((".metrics.json.", ".report.html."))
 
 
-def _open(path: Path, shards: str | None, target: Path) -> _Run:
-    record = read_record(path)
+def _open(address: str, shards: str | None, target: Path) -> _Run:
+    record, path = read_record(address), local_copy(address)
     if record["stage"] not in ("finetune", "fuse"):
         raise PrimaError(
             f"a run of {record['stage']} does not diagnose", where=path, mend="Name a run of `prima fuse`."
@@ -178,7 +202,7 @@ def _open(path: Path, shards: str | None, target: Path) -> _Run:
     if not len(roles.test):
         raise PrimaError(f"no exam of the test fold {config['fold']} has a diagnosis", where=index.shards)
     model = "PRIMA (photos and attributes)" if record["stage"] == "fuse" else "photos alone"
-    return _Run(path, record, config, index, roles, model)
+    return _Run(address, path, record, config, index, roles, model)
 
 
 def _read_shards(shards: str, wanted: str, *, moved: bool) -> ExamIndex:
@@ -228,7 +252,7 @@ def _score(item: RowSet, run: _Run, num_resamples: int) -> _Scored:
 def _metrics(run: _Run, scored: Sequence[_Scored], by_photo: _Scored | None, num_resamples: int) -> dict[str, Any]:
     manifest = run.index.manifest
     return {
-        "run": str(run.path),
+        "run": run.address,
         "stage": run.record["stage"],
         "model": run.model,
         "fold": run.config["fold"],
@@ -286,7 +310,7 @@ def _report(run: _Run, scored: Sequence[_Scored], notes: Sequence[str]) -> Repor
         pictures=pictures,
         facts=_facts(run),
         commands=[
-            f"prima {run.record['stage']} {run.path}/config.yaml --set out=NEW_FOLDER",
+            f"prima {run.record['stage']} {run.address}/config.yaml --set out=NEW_FOLDER",
             "prima evaluate NEW_FOLDER",
         ],
     )

@@ -49,7 +49,7 @@ class FinetuneConfig(TrainingConfig):
         return self
 
 
-def run(config: FinetuneConfig) -> Path:
+def run(config: FinetuneConfig) -> Path | str:
     """Train the classifier; returns the run directory.
 
     Raises:

@@ -75,7 +75,7 @@ class FuseConfig(TrainingConfig):
         return self
 
 
-def run(config: FuseConfig) -> Path:
+def run(config: FuseConfig) -> Path | str:
     """Train the fusion model; returns the run directory.
 
     Raises:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 from pyarrow import fs as pafs
 
-from prima_ray.base import PrimaError, is_uri
-from prima_ray.data.schema import MANIFEST, join, open_filesystem
+from prima_ray.base import PrimaError
+from prima_ray.data.schema import MANIFEST
+from prima_ray.data.storage import Folder, reaching
 from prima_ray.stages.rundir import CONFIG, RECORD
 
 
@@ -28,30 +28,33 @@ class OutFolder:
     """As the shards' writers open it."""
     local: Path
     """The folder itself, or the copy of its small files."""
-    filesystem: pafs.FileSystem
-    root: str
-    """The folder's path on its filesystem."""
+    folder: Folder
 
     @property
     def is_remote(self) -> bool:
-        return not isinstance(self.filesystem, pafs.LocalFileSystem)
+        return not self.folder.is_local
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self.folder.filesystem
+
+    @property
+    def root(self) -> str:
+        """The folder's path on its filesystem."""
+        return self.folder.root
 
     def push(self, *names: str) -> None:
         """Bring files of the local copy to where they belong; nothing to do for a local folder."""
-        if not self.is_remote:
-            return
-        for name in names:
-            with self.filesystem.open_output_stream(join(self.root, name)) as stream:
-                stream.write((self.local / name).read_bytes())
+        if self.is_remote:
+            for name in names:
+                self.folder.upload(self.local / name, name)
 
     def clean(self, *, keep: Collection[str], folder: str) -> None:
         """Drop ``folder``, temporary files, and every part that is not in ``keep``."""
-        for info in self.filesystem.get_file_info(pafs.FileSelector(self.root)):
-            name = info.base_name
-            if name == folder:
-                self.filesystem.delete_dir(info.path)
-            elif name.startswith(("part-", "_part-")) and name.endswith((".parquet", ".tmp")) and name not in keep:
-                self.filesystem.delete_file(info.path)
+        self.folder.remove_folder(folder)
+        for name in self.folder.files(without=tuple(self.folder.folders())):
+            if name.startswith(("part-", "_part-")) and name.endswith((".parquet", ".tmp")) and name not in keep:
+                self.folder.remove(name)
 
 
 @contextmanager
@@ -61,25 +64,21 @@ def open_out(out: str) -> Iterator[OutFolder]:
     Raises:
         PrimaError: the address cannot be reached, or holds something that is no run.
     """
-    filesystem, root = open_filesystem(out)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        local = Path(root if is_uri(out) else out)
-        yield OutFolder(address=str(local.resolve()), local=local, filesystem=filesystem, root=str(local))
+    folder = Folder.at(out)
+    if folder.is_local:
+        yield OutFolder(address=str(folder.path.resolve()), local=folder.path, folder=folder)
         return
-    root = root.rstrip("/")
-    with tempfile.TemporaryDirectory(prefix="prima-ingest-") as folder:
-        copy = OutFolder(address=out, local=Path(folder) / "run", filesystem=filesystem, root=root)
-        try:
+    with tempfile.TemporaryDirectory(prefix="prima-ingest-") as aside:
+        copy = OutFolder(address=out, local=Path(aside) / "run", folder=folder)
+        with reaching(out, "`out` cannot be reached"):
             _pull(copy)
-        except (OSError, pa.ArrowException) as error:
-            raise PrimaError(f"`out` cannot be reached ({' '.join(str(error).split())})", where=out) from None
         yield copy
 
 
 def _pull(copy: OutFolder) -> None:
-    selector = pafs.FileSelector(copy.root, allow_not_found=True)
-    names = {info.base_name for info in copy.filesystem.get_file_info(selector)}
-    if names and CONFIG not in names:
+    folders = copy.folder.folders()
+    names = set(copy.folder.files(without=tuple(folders)))
+    if (names or folders) and CONFIG not in names:
         raise PrimaError(
             "`out` exists and is no run directory (it has no config.yaml)",
             where=copy.address,
@@ -87,5 +86,4 @@ def _pull(copy: OutFolder) -> None:
         )
     for name in sorted(names & {CONFIG, MANIFEST, RECORD}):
         copy.local.mkdir(exist_ok=True)
-        with copy.filesystem.open_input_stream(join(copy.root, name)) as stream:
-            (copy.local / name).write_bytes(stream.read())
+        copy.folder.download(name, copy.local / name)

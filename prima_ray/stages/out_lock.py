@@ -16,7 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.base import PrimaError, StrictConfig, is_uri
+from prima_ray.data.fetched import local_copy
+from prima_ray.data.storage import Folder
 from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, is_fresh, open_run
 
 _fcntl: Any = None
@@ -46,6 +48,13 @@ def open_alone(
     Raises:
         PrimaError: as `open_run`; another process is working in the folder, or it cannot be written to.
     """
+    if is_uri(out) and not Folder.at(out).is_local:
+        from prima_ray.stages.out_store import open_on_store
+
+        with open_on_store(config, out=out, stage=stage, execution_keys=execution_keys, prepared=prepared) as on_store:
+            yield on_store
+        return
+    out = str(local_copy(out))
     fresh, made = is_fresh(out), not Path(out).exists()
     given_up = False
     run = open_run(config, out=out, stage=stage, execution_keys=execution_keys)

@@ -18,8 +18,11 @@ from prima_ray.base import PrimaError, is_uri
 from prima_ray.config import read_yaml
 from prima_ray.data.attributes import normalise_attributes
 from prima_ray.data.description import AttributeConfig, DataSetConfig
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import text_attributes
 from prima_ray.data.plan import ExamIndex
+from prima_ray.data.schema import split
+from prima_ray.data.storage import Folder, reaching
 from prima_ray.inference.bundle import BundleConfig
 from prima_ray.inference.predictor import Exam, Predictor, check_diagnoses, check_photo
 from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
@@ -44,7 +47,7 @@ def run_predict(
     _check_arguments(shards=shards, out=out, images=images, metadata=metadata, as_json=as_json)
     if shards is not None and out is not None:
         with contextlib.redirect_stdout(sys.stderr):  # Ray's driver prints to stdout unasked
-            predict_folder(run_dir, shards, Path(out))
+            predict_folder(run_dir, shards, out)
         print(f"run: {out}")  # noqa: T201 - the command's answer
         return 0
     answer = predict_exam(run_dir, images, metadata)
@@ -64,8 +67,6 @@ def _check_arguments(
         return
     if out is None:
         raise PrimaError("--shards needs --out, the Parquet file to write", mend=see)
-    if is_uri(out):
-        raise PrimaError("--out is a local file", where=out)
     if metadata is not None or as_json:
         raise PrimaError(f"{'--metadata' if metadata is not None else '--json'} goes with --image", mend=see)
 
@@ -174,7 +175,7 @@ def _table(answer: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def predict_folder(run_dir: str, shards: str, out: Path) -> None:
+def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
     """Every exam of a shard folder, by Ray Data, into `predictions.parquet`'s columns.
 
     Raises:
@@ -191,13 +192,13 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
     config = check_diagnoses(run_dir)
     index = ExamIndex.read(shards)
     _check_same_language(config, index.manifest.data_set, where=shards)
-    _check_out(out)
+    _check_out(str(out))
     _check_model(run_dir)
     connect(RayContextConfig(), num_workers=0)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     probabilities = np.full((len(index), len(config.data_set.classes)), np.nan)
     with tqdm(total=len(index), desc="predict", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
-        run, folder = str(Path(run_dir).resolve()), shards if is_uri(shards) else str(Path(shards).resolve())
+        run, folder = (item if is_uri(item) else str(Path(item).resolve()) for item in (run_dir, shards))
         for rows, found in predict_shards(run, folder, index.manifest, progress=bar.update):
             probabilities[rows] = found
     write_predictions(out, index, np.arange(len(index)), index.folds(_split(run_dir)), torch.from_numpy(probabilities))
@@ -206,12 +207,20 @@ def predict_folder(run_dir: str, shards: str, out: Path) -> None:
 
 def _check_model(run_dir: str) -> None:
     """The model must be the one that the run wrote. One that came without its run.json is believed."""
-    if (Path(run_dir) / RECORD).exists():
-        check_outputs(run_dir, read_record(run_dir), folder="model")
+    local = local_copy(run_dir)
+    if (local / RECORD).exists():
+        check_outputs(local, read_record(local), folder="model")
 
 
-def _check_out(out: Path) -> None:
+def _check_out(address: str) -> None:
     """The file must be new and its folder writable, before minutes are spent."""
+    if is_uri(address):
+        folder, name = split(address)
+        with reaching(address, "--out cannot be reached"):
+            if Folder.at(folder).exists(name):
+                raise PrimaError("--out exists", where=address, mend="Name a new file; nothing is overwritten.")
+        return
+    out = Path(address)
     if out.exists():
         what = "is a folder, not a file" if out.is_dir() else "exists"
         raise PrimaError(f"--out {what}", where=out, mend="Name a new file; nothing is overwritten.")
@@ -253,5 +262,5 @@ def _meaning(item: AttributeConfig) -> tuple[object, ...]:
 
 def _split(run_dir: str) -> Literal["patient", "lesion"]:
     """What the run's folds are grouped by."""
-    path = Path(run_dir) / CONFIG
+    path = local_copy(run_dir) / CONFIG
     return "lesion" if path.exists() and read_yaml(path).get("split") == "lesion" else "patient"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from prima_ray.base import PrimaError, read_json, write_json
 from prima_ray.data.description import DataSetConfig
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, text_attributes
 from prima_ray.knowledge.corpus import read_corpus
 from prima_ray.knowledge.priors import Priors, PriorsConfig, apply_priors, resolve_priors
@@ -38,9 +39,9 @@ def described_with_priors(
     priors = read_priors(run)
     if priors is None:
         # The hash first: a decision that comes in between makes the record too old, never too new.
-        digest = input_hash(corpus)
-        read = read_corpus(corpus)
-        priors = resolve_priors(data_set, read, resolve(read, read_log(corpus)), config, corpus_hash=digest)
+        digest, local = input_hash(corpus), local_copy(corpus)
+        read = read_corpus(local)
+        priors = resolve_priors(data_set, read, resolve(read, read_log(local)), config, corpus_hash=digest)
         write_json(run / PRIORS, priors.model_dump(mode="json"))
     decided = sum(item.relevant_by == "literature" for item in priors.attributes)
     _log.info("priors: the corpus speaks of %d of %d attributes", decided, len(priors.attributes))
@@ -67,7 +68,7 @@ def record_choice(
 
 def inherited_description(data_set: DataSetConfig, parent: str | None) -> DataSetConfig:
     """The description with the choices that a parent run was made with."""
-    priors = read_priors(Path(parent)) if parent else None
+    priors = read_priors(local_copy(parent)) if parent else None
     return apply_priors(data_set, priors) if priors else data_set
 
 

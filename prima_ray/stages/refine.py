@@ -15,6 +15,7 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri, write_js
 from prima_ray.data.masking import ReplacementConfig
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.reader import Rows
+from prima_ray.data.schema import join
 from prima_ray.data.text_shards import HELD_OUT
 from prima_ray.knowledge.corpus_texts import TextsConfig
 from prima_ray.knowledge.mentions import Terms
@@ -25,9 +26,9 @@ from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.refine_report import ProbeConfig, ReportInputs, check_probe, log_table, read_terms, report
 from prima_ray.stages.refine_texts import SPLIT, TEXTS, TextsRequest, prepare_texts
 from prima_ray.stages.rundir import RunDir, check_finished, check_parent, finish_run, read_record
-from prima_ray.stages.training import EXECUTION_KEYS, driver_context, train_task
+from prima_ray.stages.training import driver_context, train_task
 from prima_ray.training.checkpoint import Progress
-from prima_ray.training.config import LoopConfig, OptimizerConfig, SelectionConfig
+from prima_ray.training.config import EXECUTION_KEYS, LoopConfig, OptimizerConfig, SelectionConfig
 from prima_ray.training.tasks.refine import RefineTask
 
 _log = logging.getLogger(__name__)
@@ -90,16 +91,12 @@ class RefineConfig(LoopConfig):
         return self
 
 
-def run(config: RefineConfig) -> Path:
+def run(config: RefineConfig) -> Path | str:
     """Refine the encoder; returns the run directory.
 
     Raises:
         PrimaError: a mistake in the config or its inputs.
     """
-    if is_uri(config.out):
-        raise PrimaError(
-            "a run of refine is a folder on a disk", where=config.out, mend="Name a local folder in `out`."
-        )
     read_record(config.inputs.corpus, stage="corpus")
     # What would fail at the end is read at the beginning.
     terms = read_terms(config.inputs.corpus, config.factors)
@@ -110,10 +107,10 @@ def run(config: RefineConfig) -> Path:
     ) as opened:
         if opened.finished:
             check_finished(opened)
-            _log.info("%s: already finished, nothing to do", opened.path)
+            _log.info("%s: already finished, nothing to do", opened.address)
         else:
             _refine(config, opened, terms)
-    return opened.path
+    return opened.address
 
 
 def _refine(config: RefineConfig, opened: RunDir, terms: Terms) -> None:
@@ -122,11 +119,12 @@ def _refine(config: RefineConfig, opened: RunDir, terms: Terms) -> None:
     for path in inputs.values():
         check_parent(path)
     split = prepare_texts(opened.path, _request(config))
-    index = ExamIndex.read(str((opened.path / TEXTS).resolve()))
+    opened.push()
+    index = ExamIndex.read(_workers_path(opened, TEXTS))
     rows = np.flatnonzero(index.labels == index.manifest.data_set.class_names.index(HELD_OUT))
     sides = _Sides(index, np.setdiff1d(np.arange(len(index)), rows), rows)
-    task = _headed(config, opened.path, sides)
-    model, progress = _train(config, task, opened.path, sides)
+    task = _headed(config, opened, sides)
+    model, progress = _train(config, task, opened, sides)
     share = trained_share(model)
     pooling = config.text_tower.resolve_pooling()
     model.save(opened.path / "model", source=task.source, tokenizer=task.tokenizer, pooling=pooling)
@@ -172,14 +170,13 @@ def _questions(config: RefineConfig, task: RefineTask, sides: _Sides, terms: Ter
     )
 
 
-def _headed(config: RefineConfig, run: Path, sides: _Sides) -> RefineTask:
+def _headed(config: RefineConfig, run: RunDir, sides: _Sides) -> RefineTask:
     """The task on an encoder with a masked-LM head: its own, or one that is trained now, or was before."""
     tower = config.text_tower
     task = RefineTask(
         seed=config.seed,
         part="encoder",
-        # A worker's working directory is another one.
-        source=str(Path(tower.folder).resolve()) if tower.folder else tower.source,
+        source=_absolute(tower.folder) if tower.folder else tower.source,
         tokenizer=tower.tokenizer(),
         trainable=config.trainable,
         lora=config.lora,
@@ -188,15 +185,16 @@ def _headed(config: RefineConfig, run: Path, sides: _Sides) -> RefineTask:
     )
     # What a worker would say is said here.
     task.stream(train=True)
-    headed = replace(task, source=str((run / HEADED).resolve()))
-    if (run / HEADED).exists():
+    headed = replace(task, source=_workers_path(run, HEADED))
+    if (run.path / HEADED).exists():
         return headed
     plain, has_head = load_masked_lm(task.source, key="text_tower.path")
     plain.check_tokens(task.tokenizer)
     if has_head:
         return task
     _log.info("refine: %s has no masked-LM head; one is trained, the encoder is frozen meanwhile", tower.source)
-    (run / "head").mkdir(exist_ok=True)
+    head = run.path / "head"
+    head.mkdir(exist_ok=True)
     changes = {
         "epochs": config.head.epochs,
         "max_steps": None,
@@ -204,17 +202,27 @@ def _headed(config: RefineConfig, run: Path, sides: _Sides) -> RefineTask:
         "selection": SelectionConfig(metric="loss", mode="min", patience_epochs=config.head.patience_epochs),
     }
     try:
-        model, _ = _train(config.model_copy(update=changes), replace(task, part="head"), run / "head", sides)
+        model, _ = _train(config.model_copy(update=changes), replace(task, part="head"), run.folder("head"), sides)
     except PrimaError:
-        if {item.name for item in (run / "head").iterdir()} <= _PREPARED:
+        if {item.name for item in head.iterdir()} <= _PREPARED:
             # Nothing has trained: the folder that is given up must not be kept by it.
-            shutil.rmtree(run / "head")
+            shutil.rmtree(head)
         raise
-    model.save(run / HEADED, source=task.source, tokenizer=task.tokenizer, pooling=tower.resolve_pooling())
+    model.save(run.path / HEADED, source=task.source, tokenizer=task.tokenizer, pooling=tower.resolve_pooling())
+    run.push()
     return headed
 
 
-def _train(config: RefineConfig, task: RefineTask, run: Path, sides: _Sides) -> tuple[MaskedLM, Progress]:
+def _workers_path(run: RunDir, name: str) -> str:
+    """A folder of the run as every worker finds it: their working directory is another one."""
+    return join(_absolute(str(run.address)), name)
+
+
+def _absolute(path: str) -> str:
+    return path if is_uri(path) else str(Path(path).resolve())
+
+
+def _train(config: RefineConfig, task: RefineTask, run: RunDir, sides: _Sides) -> tuple[MaskedLM, Progress]:
     _, model, progress = train_task(
         config,
         task,

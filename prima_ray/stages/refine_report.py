@@ -16,6 +16,7 @@ from torch import Tensor
 from prima_ray.base import PrimaError, StrictConfig
 from prima_ray.config import load_config
 from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import MetadataTextConfig, describe
 from prima_ray.data.plan import ExamIndex, plan_epoch
 from prima_ray.data.reader import Rows
@@ -102,7 +103,7 @@ def read_terms(corpus: str, factors: str | None) -> Terms:
     Raises:
         PrimaError: one of them is damaged.
     """
-    read = read_corpus(corpus)
+    read = read_corpus(local_copy(corpus))
     declared = load_config(VocabularyConfig, factors) if factors else None
     return risk_terms(read.factors, read.diagnoses, declared)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from prima_ray.base import PrimaError, StrictConfig, read_json, write_json
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.text_shards import SideText, write_text_shards
 from prima_ray.knowledge.corpus import Corpus, read_corpus
 from prima_ray.knowledge.corpus_texts import TextCutter, TextsConfig, corpus_texts, hold_out
@@ -84,7 +85,7 @@ def prepare_texts(run: Path, request: TextsRequest) -> Split:
 def _choose_texts(request: TextsRequest) -> tuple[Split, list[SideText]]:
     # The hash first: a decision that comes in between makes the record too old, never too new.
     digest = input_hash(request.corpus)
-    corpus = read_corpus(request.corpus)
+    corpus = read_corpus(local_copy(request.corpus))
     entries = _usable(corpus, unvetted=request.unvetted)
     held_out = hold_out(entries, request.held_out, request.seed)
     texts, num_left_out = corpus_texts(

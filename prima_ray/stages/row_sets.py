@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from prima_ray.base import PrimaError
 from prima_ray.data.plan import ExamIndex, Roles
 from prima_ray.data.reader import RowReader, Rows
+from prima_ray.data.storage import reason
 from prima_ray.evaluation.baselines import has_blocks, mask_blocks, metadata_baselines
 from prima_ray.evaluation.metrics import Probabilities
 from prima_ray.inference.predictor import Predictor
@@ -112,7 +113,7 @@ def read_predictions(run: Path, index: ExamIndex, rows: Rows) -> Probabilities:
     except FileNotFoundError:
         raise PrimaError("no such file", where=path, mend=_MEND) from None
     except (pa.ArrowException, OSError) as error:
-        raise PrimaError(f"cannot be read as Parquet ({error})", where=path) from None
+        raise PrimaError(f"cannot be read as Parquet ({reason(error)})", where=path) from None
     absent = [name for name in ("exam_id", *names) if name not in table.column_names]
     if absent:
         raise PrimaError(f"has no column {absent[0]}", where=path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,16 +19,17 @@ from typing import Any
 
 from prima_ray import __version__
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, is_uri, read_json, write_atomic, write_json
-from prima_ray.config import dump_config, read_yaml
+from prima_ray.config import differing_keys, dump_config, read_yaml
+from prima_ray.data.fetched import MODEL_DEPTH, RUN_RECORD, local_copy
+from prima_ray.data.schema import MANIFEST, read_manifest
+from prima_ray.data.storage import Folder, WorkingCopy, reaching
 from prima_ray.knowledge.corpus import CHUNKS, CORPUS, ENTRIES, TABLE
 from prima_ray.knowledge.vetting import LOG
 
 CONFIG = "config.yaml"
-RECORD = "run.json"
+RECORD = RUN_RECORD
 _KEYS = ("stage", "seed", "inputs", "outputs", "versions", "git_commit")
 _MEND = "Copy the run again, or train it again."
-_MODEL_DEPTH = 3
-"""How deep in a run the folder of a model's part may lie."""
 _PACKAGES = ("ray", "torch", "transformers", "timm", "deepspeed", "peft", "pyarrow", "numpy", "scikit-learn")
 
 
@@ -37,8 +38,29 @@ class RunDir:
     """An opened run directory."""
 
     path: Path
+    """The folder; of a run on an object store a copy of its small files, for this process alone."""
     stage: str
     finished: bool
+    files: WorkingCopy | None = None
+    """Brings the copy's files to the store; None for a folder on a disk."""
+    check: Callable[[], None] = lambda: None
+    """Raises where the folder is not this process's any more."""
+
+    @property
+    def address(self) -> Path | str:
+        """The run as a user names it, and as every worker finds it."""
+        return self.files.store.address if self.files else self.path
+
+    def folder(self, name: str) -> RunDir:
+        """A folder of the run, as if it were one of its own."""
+        mine = self.files
+        inner = WorkingCopy(self.path / name, mine.store.folder(name), without=mine.without) if mine else None
+        return RunDir(path=self.path / name, stage=self.stage, finished=False, files=inner, check=self.check)
+
+    def push(self) -> None:
+        """Bring what was written to where the run is; nothing to do for a folder on a disk."""
+        if self.files:
+            self.files.push()
 
 
 @dataclass(frozen=True)
@@ -79,37 +101,30 @@ def open_run(config: StrictConfig, *, out: str, stage: str, execution_keys: froz
             raise PrimaError(f"`out` cannot be made ({error.strerror})", where=path) from None
         return RunDir(path=path, stage=stage, finished=False)
     if not (path / CONFIG).exists():
-        raise PrimaError(
-            "`out` exists and is no run directory (it has no config.yaml)", where=path, mend="Choose another `out`."
-        )
+        raise no_run(path)
     found = read_yaml(path / CONFIG)
     # `out` led here: how it was written then, or where the folder lay, does not matter.
     same = execution_keys | {"out"}
-    differing = [key for key in _differing(found, wanted) if not _is_below(key, same)]
-    if differing:
-        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
-        raise PrimaError(
-            f"`out` holds a run of another config; it differs in {shown}",
-            where=path,
-            mend="Choose another `out`, or delete the folder if the run is not needed.",
-        )
+    shown = differing_keys(found, wanted, ignored=same)
+    if shown:
+        raise other_config(path, shown)
     return RunDir(path=path, stage=stage, finished=(path / RECORD).exists())
 
 
-def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [*wanted, *(key for key in found if key not in wanted)]
-        return [
-            item
-            for key in keys
-            for item in _differing(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if found == wanted else [prefix]
+def no_run(where: str | Path) -> PrimaError:
+    """`out` holds something else."""
+    return PrimaError(
+        "`out` exists and is no run directory (it has no config.yaml)", where=where, mend="Choose another `out`."
+    )
 
 
-def _is_below(key: str, above: frozenset[str]) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:depth]) in above for depth in range(1, len(parts) + 1))
+def other_config(where: str | Path, differing: str) -> PrimaError:
+    """`out` holds a run of another config."""
+    return PrimaError(
+        f"`out` holds a run of another config; it differs in {differing}",
+        where=where,
+        mend="Choose another `out`, or delete the folder if the run is not needed.",
+    )
 
 
 def finish_run(
@@ -141,7 +156,12 @@ def finish_run(
         "git_commit": git_commit(),
         **(extra or {}),
     }
+    run.check()
+    run.push()
     write_json(run.path / RECORD, record)
+    if run.files:
+        with reaching(run.files.store.address, "cannot be written to"):
+            run.files.store.upload(run.path / RECORD, RECORD)
 
 
 def read_record(path: str | Path, *, stage: str | None = None) -> dict[str, Any]:
@@ -150,19 +170,19 @@ def read_record(path: str | Path, *, stage: str | None = None) -> dict[str, Any]
     Raises:
         PrimaError: nothing finished there, or a run of another stage than ``stage``.
     """
-    path = Path(path)
+    named, path = path, local_copy(path)
     if not path.is_dir():
-        raise PrimaError("no such run directory", where=path)
+        raise PrimaError("no such run directory", where=named)
     if not (path / RECORD).exists():
         state = "is not finished" if (path / CONFIG).exists() else "is no run directory"
-        raise PrimaError(f"this {state} (run.json is missing)", where=path, mend="Run its stage again to complete it.")
+        raise PrimaError(f"this {state} (run.json is missing)", where=named, mend="Run its stage again to complete it.")
     record: Any = read_json(path / RECORD)
     absent = [key for key in _KEYS if not isinstance(record, dict) or key not in record]
     if absent:
         raise PrimaError(f"damaged: it has no key {absent[0]!r}", where=path / RECORD)
     _check_types(record, where=path / RECORD)
     if stage is not None and record.get("stage") != stage:
-        raise PrimaError(f"this is a run of {record.get('stage')}, expected one of {stage}", where=path)
+        raise PrimaError(f"this is a run of {record.get('stage')}, expected one of {stage}", where=named)
     found: dict[str, Any] = record
     return found
 
@@ -219,7 +239,7 @@ def check_parent(path: str) -> None:
     run = _run_of(path)
     if run is None:
         return
-    inside = Path(path).absolute().relative_to(run.absolute()).as_posix()
+    inside = local_copy(path).absolute().relative_to(run.absolute()).as_posix()
     check_outputs(run, read_record(run), folder="model" if inside == "." else inside)
 
 
@@ -231,29 +251,39 @@ def check_finished(run: RunDir) -> None:
     """
     record = read_record(run.path, stage=run.stage)
     mend = "Copy the run again, or delete the folder and run its stage again."
-    _check_present(run.path, record, record["outputs"], mend=mend)
+    _check_present(run.address, record, record["outputs"], mend=mend)
 
 
-def _check_present(path: Path, record: Mapping[str, Any], names: Iterable[str], *, mend: str) -> None:
+def _check_present(run: str | Path, record: Mapping[str, Any], names: Iterable[str], *, mend: str) -> None:
     sizes = record.get("sizes", {})  # runs of before there were sizes do not say
-    for name in names:
-        file = path / name
-        if not file.is_file():
-            raise PrimaError("this file of the run is missing", where=file, mend=mend)
-        if name in sizes and file.stat().st_size != sizes[name]:
-            raise _replaced(file, f"{file.stat().st_size} bytes, it had {sizes[name]}", mend=mend)
+    home = Folder.at(run)
+    with reaching(home.address, "cannot be read"):
+        found = {name: home.size(name) for name in names}
+    for name, size in found.items():
+        if size is None:
+            raise PrimaError("this file of the run is missing", where=home.where(name), mend=mend)
+        if name in sizes and size != sizes[name]:
+            raise _replaced(home.where(name), f"{size} bytes, it had {sizes[name]}", mend=mend)
 
 
-def _replaced(file: Path, how: str, *, mend: str) -> PrimaError:
+def _replaced(file: str | Path, how: str, *, mend: str) -> PrimaError:
     return PrimaError(f"is not the file that the run wrote ({how})", where=file, mend=mend)
 
 
 def _run_of(path: str) -> Path | None:
     """The finished run that a path is, or lies in."""
-    if is_uri(path):
-        return None
-    folders = (Path(path), *list(Path(path).absolute().parents)[:_MODEL_DEPTH])
+    if _is_remote_shards(path):
+        return None  # shards: they have no model, and are not fetched
+    local = local_copy(path)
+    folders = (local, *list(local.absolute().parents)[:MODEL_DEPTH])
     return next((folder for folder in folders if (folder / RECORD).is_file()), None)
+
+
+def _is_remote_shards(path: str) -> bool:
+    if not is_uri(path):
+        return False
+    with reaching(path, "cannot be read"):
+        return Folder.at(path).exists(MANIFEST)
 
 
 def is_unvetted(path: str) -> bool:
@@ -267,16 +297,17 @@ def input_hash(path: str) -> str:
     """What identifies a parent: a shard folder's content hash, a corpus with its decisions, a run's outputs, a model
     folder's files.
     """
-    from prima_ray.data.schema import MANIFEST, read_manifest
-
-    if not is_uri(path) and (Path(path) / CORPUS).exists():
-        log = Path(path) / LOG
-        return hash_json([hash_file(Path(path) / CORPUS), hash_file(log) if log.exists() else None])
-    if "://" in path or (Path(path) / MANIFEST).exists():
+    if _is_remote_shards(path):
         return read_manifest(path).content_hash
-    if (Path(path) / RECORD).exists():
-        return hash_json(read_record(path)["outputs"])
-    return hash_json(_file_hashes(Path(path)))
+    local = local_copy(path)
+    if (local / CORPUS).exists():
+        log = local / LOG
+        return hash_json([hash_file(local / CORPUS), hash_file(log) if log.exists() else None])
+    if (local / MANIFEST).exists():
+        return read_manifest(path).content_hash
+    if (local / RECORD).exists():
+        return hash_json(read_record(local)["outputs"])
+    return hash_json(_file_hashes(local))
 
 
 def output_hashes(path: Path) -> dict[str, str]:

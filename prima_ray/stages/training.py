@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from prima_ray.base import PrimaError, is_uri, write_atomic, write_json
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.plan import ExamIndex, Roles, plan_epoch, split_roles
 from prima_ray.data.reader import Rows
+from prima_ray.data.schema import join, split
+from prima_ray.data.storage import Folder, reaching
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run
-from prima_ray.training.checkpoint import Progress, load_best, load_last
-from prima_ray.training.config import LocalContextConfig, LoopConfig, TrainingConfig
+from prima_ray.training.checkpoint import Progress, check_origin, load_best, load_last
+from prima_ray.training.config import EXECUTION_KEYS, LocalContextConfig, LoopConfig, TrainingConfig
 from prima_ray.training.contexts import LocalContext
 from prima_ray.training.engine import State, trainable_parameters
 from prima_ray.training.launch import launch
@@ -35,11 +38,7 @@ from prima_ray.training.tracking import absolute_uri
 
 _log = logging.getLogger(__name__)
 
-EXECUTION_KEYS = frozenset(
-    {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
-)
-"""Where and how fast a run trains, not what: a run may be taken up with other values."""
-_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "ray"})
+_PREPARED = frozenset({"soft_targets.json", "priors.json", "mistake.json", "text_features.json", "ray"})
 """What a run holds before its first step, besides its config."""
 
 
@@ -73,7 +72,7 @@ def run_training(
     save: Callable[[Trained], Mapping[str, Any]],
     labelled: bool,
     parents: Callable[[Plan], ParentState] | None = None,
-) -> Path:
+) -> Path | str:
     """Run a training stage to its end, or take it up where it stopped.
 
     Args:
@@ -84,17 +83,13 @@ def run_training(
         parents: what the record says of parents beyond their paths; called last.
 
     Returns:
-        the run directory.
+        the run directory: a path, or the address on an object store.
     """
-    if is_uri(config.out):
-        raise PrimaError(
-            f"a run of {stage} is a folder on a disk", where=config.out, mend="Name a local folder in `out`."
-        )
     with open_alone(config, out=config.out, stage=stage, execution_keys=EXECUTION_KEYS, prepared=_PREPARED) as run:
         if run.finished:
             check_finished(run)
-            _log.info("%s: already finished, nothing to do", run.path)
-            return run.path
+            _log.info("%s: already finished, nothing to do", run.address)
+            return run.address
         for path in inputs.values():
             check_parent(path)
         plan = _plan(config, run, shards, labelled=labelled)
@@ -102,7 +97,7 @@ def run_training(
         prepared, model, progress = train_task(
             config,
             task,
-            run=run.path,
+            run=run,
             shards=plan.index.shards,
             train_rows=plan.roles.train,
             val_rows=plan.roles.val,
@@ -115,19 +110,12 @@ def run_training(
         )
         known = parents(plan) if parents else None
         finish_run(run, seed=config.seed, inputs={"shards": shards, **inputs}, parents=known)
-        return run.path
+        return run.address
 
 
 def _plan(config: TrainingConfig, run: RunDir, shards: str, *, labelled: bool) -> Plan:
     index = ExamIndex.read(shards)
-    roles = split_roles(
-        index,
-        fold=None if config.fold == "none" else config.fold,
-        val_fold=config.val_fold,
-        split=config.split,
-    )
-    if labelled:
-        roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    roles = split_rows(config, index, labelled=labelled)
     _check_rows(roles, config, shards)
     _log.info(
         "%s: %d exams train, %d validate, %d are held out",
@@ -152,7 +140,7 @@ def train_task(
     config: LoopConfig,
     task: Task,
     *,
-    run: Path,
+    run: RunDir,
     shards: str,
     train_rows: Rows,
     val_rows: Rows,
@@ -168,25 +156,44 @@ def train_task(
     """
     if len(val_rows):
         _check_selection(config, task)
-    last = load_last(run / "checkpoints")
+    job = TrainingJob(
+        config=_portable(config),
+        task=task,
+        run=run.path.resolve(),
+        shards=shards,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        files=files,
+        store=run.address if isinstance(run.address, str) else None,
+    )
+    last = load_last(job.checkpoints)
     if last is None or not last[1].done:
-        launch(
-            TrainingJob(
-                config=_portable(config),
-                task=task,
-                run=run.resolve(),
-                shards=shards,
-                train_rows=train_rows,
-                val_rows=val_rows,
-                files=files,
-            )
-        )
-    state, progress = load_best(run / "checkpoints")
+        run.push()
+        launch(job)
+    else:
+        check_origin(job.checkpoints, last[1].step, job.origin())
+    if run.files:
+        # What rank 0 wrote, wherever it ran.
+        run.files.pull()
+    state, progress = load_best(job.checkpoints)
     # Found finished: the workers computed whatever is computed once.
     prepared = task.prepare(driver_context(config))
     model = prepared.build()
     load_parameters(model, state)
     return prepared, model.eval(), progress
+
+
+def split_rows(config: TrainingConfig, index: ExamIndex, *, labelled: bool) -> Roles:
+    """The rows that train, choose and test; with ``labelled``, of the exams that have a diagnosis."""
+    roles = split_roles(
+        index,
+        fold=None if config.fold == "none" else config.fold,
+        val_fold=config.val_fold,
+        split=config.split,
+    )
+    if labelled:
+        return Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
+    return roles
 
 
 def _check_rows(roles: Roles, config: TrainingConfig, shards: str) -> None:
@@ -223,7 +230,9 @@ def feature_root(config: TrainingConfig) -> str:
     Raises:
         PrimaError: it would lie in a file.
     """
-    root = config.feature_cache or str(Path(config.out).resolve().parent / "features")
+    out = config.out
+    beside = join(split(out)[0], "features") if is_uri(out) else str(Path(out).resolve().parent / "features")
+    root = config.feature_cache or beside
     if is_uri(root):
         return root
     path = Path(root).resolve()
@@ -253,7 +262,7 @@ def check_pixels(views: ViewConfig, *, tower: ImageTowerConfig | None = None, pa
     """
     mine = (views.mean, views.std)
     for path in parents:
-        theirs = read_bundle_config(Path(path) / "model").views
+        theirs = read_bundle_config(local_copy(path) / "model").views
         if (theirs.mean, theirs.std) != mine:
             raise PrimaError(
                 f"views.mean {list(views.mean)} and views.std {list(views.std)} are not those of this run, "
@@ -286,7 +295,7 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
     with torch.no_grad():
         for batch in context.batches(trained.plan.index.shards, [(0, plan)], spec):
             moved = batch.to(context.device)
-            seen = trained.task.observe(model(moved), moved, gather=None)
+            seen = trained.task.observe(trained.task.condense(model(moved), moved), moved, gather=None)
             for key, value in seen.items():
                 observed.setdefault(key, []).append(value[moved.weights > 0].cpu())
     num_classes = len(index.manifest.data_set.classes)
@@ -309,7 +318,7 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
     return figures
 
 
-def write_predictions(path: Path, index: ExamIndex, rows: Rows, folds: Rows, probabilities: Tensor) -> None:
+def write_predictions(path: str | Path, index: ExamIndex, rows: Rows, folds: Rows, probabilities: Tensor) -> None:
     """`predictions.parquet`: exam_id, label, fold, prediction, prob_<CLASS>... of ``rows``, (N, C) probabilities."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -328,4 +337,10 @@ def write_predictions(path: Path, index: ExamIndex, rows: Rows, folds: Rows, pro
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    if not is_uri(str(path)):
+        write_atomic(path, data)
+        return
+    folder, name = split(str(path))
+    with reaching(str(path), "cannot be written"):
+        Folder.at(folder).write(name, data)

@@ -111,6 +111,11 @@ class ClassificationTask:
         """See `Task`."""
         return exam_weights(batch, self.class_weights).sum()
 
+    def condense(self, outputs: Mapping[str, Tensor], batch: ImageTextBatch) -> dict[str, Tensor]:
+        """See `Task`."""
+        del batch
+        return dict(outputs)
+
     def loss(
         self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: object, total_weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prima_ray.base import PrimaError
 from prima_ray.training.config import RayContextConfig
@@ -12,6 +18,44 @@ from prima_ray.training.quiet import quiet_driver, quiet_worker, runtime_env
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
+_ANSWER_TIMEOUT_S = 90.0
+"""For a task on every node: a worker of Ray's that has to be started first takes some ten seconds on a busy machine."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a cluster."""
+
+    name: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """A cluster as it is now, or as it would be started here."""
+
+    address: str | None
+    """None: it would be started on this machine."""
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many workers of so many CPUs and GPUs fit: a worker lies on one node."""
+
+        def on(node: Node) -> int:
+            parts = [int(have / want + 1e-9) for have, want in ((node.cpus, cpus), (node.gpus, gpus)) if want]
+            return min(parts)
+
+        return sum(map(on, self.nodes))
 
 
 def connect(context: RayContextConfig, *, num_workers: int) -> None:
@@ -25,21 +69,70 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
 
     if ray.is_initialized():
         return
-    address = context.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env())
-        except ConnectionError as error:
-            raise PrimaError(
-                f"no Ray cluster answers ({str(error).splitlines()[0]})",
-                where=address,
-                mend="Check context.address and RAY_ADDRESS, or leave both out to start a cluster here.",
-            ) from None
-        quiet_worker()
-        return
-    # Logical CPUs: the workers' share and as many for Ray Data's readers as the machine has.
+    address = named_address(context)
+    with _own_sigterm():
+        if address:
+            _join(address)
+        else:
+            _start(planned_cpus(context, num_workers=num_workers))
+    quiet_worker()
+
+
+def named_address(context: RayContextConfig) -> str | None:
+    """The cluster that a job of this context joins; None where one is started for it."""
+    return context.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def planned_cpus(context: RayContextConfig, *, num_workers: int) -> int:
+    """Logical CPUs of a cluster started here: the workers' share and as many for Ray Data's readers as there are."""
     cores = os.cpu_count() or 1
-    num_cpus = context.num_cpus or max(cores, round(num_workers * context.cpus_per_worker + cores))
+    return context.num_cpus or max(cores, round(num_workers * context.cpus_per_worker + cores))
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env())
+    except ConnectionError as error:
+        raise PrimaError(
+            f"no Ray cluster answers ({str(error).splitlines()[0]})",
+            where=address,
+            mend="Check context.address and RAY_ADDRESS, or leave both out to start a cluster here.",
+        ) from None
+    except ray.exceptions.AuthenticationError as error:
+        raise PrimaError(
+            f"this cluster wants a token, or another one ({error.message.strip().rstrip('.')})",
+            where=address,
+            mend="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token.",
+        ) from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise PrimaError(
+            f"this cluster runs other versions ({' '.join(str(error).split())})",
+            where=address,
+            mend="Use the same Python and Ray here and on every node; the container image does.",
+        ) from None
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's handler of SIGTERM exits with 15 and says nothing: whoever had one keeps it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)
+
+
+def _start(num_cpus: int) -> None:
+    import ray
+
     # "local": without an address Ray would look for a cluster that somebody started on this machine.
     for attempt in range(_ATTEMPTS):
         try:
@@ -57,7 +150,6 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
                 raise
             _log.warning("Ray did not start within 30 s: trying again")
             ray.shutdown()
-    quiet_worker()
 
 
 def disconnect() -> None:
@@ -67,25 +159,58 @@ def disconnect() -> None:
         ray.shutdown()
 
 
-def check_budget(context: RayContextConfig, *, num_workers: int) -> None:
-    """Refuse a job that would wait for ever: Ray Data reads with the CPUs that the workers leave.
+def planned_view(context: RayContextConfig, *, num_workers: int, gpus: int) -> ClusterView:
+    """The cluster that `connect` would start here."""
+    cpus = float(planned_cpus(context, num_workers=num_workers))
+    return ClusterView(None, (Node("this machine", cpus, float(gpus)),))
 
-    Raises:
-        PrimaError: no CPU, or too few GPUs, would be left.
-    """
+
+def view() -> ClusterView:
+    """The cluster that this process has joined."""
     import ray
 
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    wanted = num_workers * context.cpus_per_worker
-    if cpus - wanted < 1:
-        raise PrimaError(
-            f"{num_workers} workers of {context.cpus_per_worker:g} CPUs leave {max(cpus - wanted, 0):g} of the "
-            f"cluster's {cpus:g} CPUs to Ray Data, which needs at least 1: training would wait for ever",
-            mend="Lower num_workers or context.cpus_per_worker, or add a node.",
-        )
-    if num_workers * context.gpus_per_worker > gpus:
-        raise PrimaError(
-            f"{num_workers} workers of {context.gpus_per_worker:g} GPUs want more than the cluster's {gpus:g}",
-            mend="Lower num_workers or context.gpus_per_worker, or add a node.",
-        )
+    nodes = tuple(
+        Node(item["NodeManagerAddress"], item["Resources"].get("CPU", 0.0), item["Resources"].get("GPU", 0.0))
+        for item in ray.nodes()
+        if item["Alive"]
+    )
+    return ClusterView(ray.get_runtime_context().gcs_address, nodes)
+
+
+def node_ids() -> dict[str, str]:
+    """Ids of the living nodes, and their addresses."""
+    import ray
+
+    return {item["NodeID"]: item["NodeManagerAddress"] for item in ray.nodes() if item["Alive"]}
+
+
+def on_nodes(calls: Mapping[str, Callable[[], T]]) -> dict[str, T | PrimaError]:
+    """Call a function on a node each; what came back, or why nothing did.
+
+    Args:
+        calls: node id -> an importable function, or a `functools.partial` of one.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # No CPU is asked for: a cluster whose CPUs are all taken answers too.
+    task = ray.remote(num_cpus=0, max_retries=0)(_call)
+    pending: dict[str, Any] = {
+        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(call)
+        for node, call in calls.items()
+    }
+    ready, _ = ray.wait(list(pending.values()), num_returns=len(pending), timeout=_ANSWER_TIMEOUT_S)
+    found: dict[str, T | PrimaError] = {}
+    for node, reference in pending.items():
+        if reference not in ready:
+            found[node] = PrimaError(f"gave no answer within {_ANSWER_TIMEOUT_S:g} s")
+            continue
+        try:
+            found[node] = ray.get(reference)
+        except Exception as error:  # Ray wraps whatever a node's Python raises
+            found[node] = PrimaError(f"gave no answer ({str(error).strip().splitlines()[-1].strip()})")
+    return found
+
+
+def _call(function: Callable[[], T]) -> T:
+    return function()

@@ -12,6 +12,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from prima_ray.base import StrictConfig
 
+EXECUTION_KEYS = frozenset(
+    {"num_workers", "micro_batch", "context", "engine", "tracking", "log_exam_ids", "checkpoint"}
+)
+"""Where and how fast a run trains, not what: a run may be taken up with other values."""
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -66,12 +70,16 @@ class RayContextConfig(StrictConfig):
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """Less than the cluster has: Ray Data reads with what the workers leave."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    autoscales: bool = False
+    """The cluster adds nodes when they are asked for: a job that does not fit yet waits instead of being refused."""
     num_cpus: int | None = Field(default=None, gt=0)
     """Logical CPUs of a cluster started here; `null`: enough for the workers and the readers."""
     max_failures: int = Field(default=2, ge=-1)
     """Restarts of the worker group from the last checkpoint before giving up; -1: without end."""
     resize_interval_s: float = Field(default=60.0, gt=0)
     """How often an elastic run looks for nodes to grow onto."""
+    leave_timeout_s: float = Field(default=60.0, gt=0)
+    """How long workers that make room for another number of workers may take to finish their step and save."""
 
 
 ContextConfig = Annotated[LocalContextConfig | RayContextConfig, Field(discriminator="kind")]
@@ -86,9 +94,12 @@ RayFirstContextConfig = Annotated[ContextConfig, BeforeValidator(_ray_first)]
 
 
 class CheckpointConfig(StrictConfig):
-    """Which checkpoints stay."""
+    """How checkpoints are written, and which stay."""
 
-    keep_last: int = Field(default=1, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    """The newest so many, beside the best: with one alone there would be none before it if it turns out damaged."""
+    asynchronous: bool = True
+    """Training goes on while a checkpoint is written; the next one waits for it. `false` waits at once."""
 
 
 class SelectionConfig(StrictConfig):

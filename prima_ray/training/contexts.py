@@ -21,7 +21,8 @@ from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.features import FeatureSet
 from prima_ray.data.reader import Rows
 from prima_ray.data.stream import Collate, local_batches, ray_batches
-from prima_ray.training.quiet import quiet_worker
+from prima_ray.training.leaving import DOORBELL, Notice, PreemptionDiary
+from prima_ray.training.quiet import process_started, quiet_worker
 
 Steps = Iterable[tuple[int, Rows]]
 """(epoch, this rank's rows (steps, local batch)), as `plan_steps` gives them."""
@@ -48,6 +49,10 @@ class WorkerContext(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    name: str
+    """Where it runs, for the log: NODE:PID."""
+    timeline: Mapping[str, float]
+    """What happened before training was entered -> when, in seconds since the epoch."""
 
     def batches(self, shards: str, steps: Steps, spec: StreamSpec) -> Generator[ImageTextBatch]:
         """This rank's batches, one a step, in order. Closing it early frees what reads ahead."""
@@ -65,6 +70,14 @@ class WorkerContext(Protocol):
         """Wait for every rank."""
         ...
 
+    def notice(self) -> Notice:
+        """What this rank has heard of its group's end; cheap, asked at every step."""
+        ...
+
+    def heeded(self) -> None:
+        """A checkpoint was taken because of a notice."""
+        ...
+
     def progress(
         self, *, total: int, description: str, initial: int = 0, unit: str = "step"
     ) -> AbstractContextManager[ProgressBar]:
@@ -80,6 +93,8 @@ class LocalContext:
 
     def __init__(self, device: str = "auto") -> None:
         self.device = pick_device(device)
+        self.name = f"local:{os.getpid()}"
+        self.timeline: Mapping[str, float] = {}
 
     def batches(self, shards: str, steps: Steps, spec: StreamSpec) -> Generator[ImageTextBatch]:
         yield from local_batches(shards, steps, spec.collate, features=spec.features)
@@ -93,6 +108,12 @@ class LocalContext:
     def barrier(self) -> None:
         return
 
+    def notice(self) -> Notice:
+        return Notice.NONE
+
+    def heeded(self) -> None:
+        return
+
     @contextmanager
     def progress(self, *, total: int, description: str, initial: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
         from tqdm import tqdm
@@ -104,7 +125,7 @@ class LocalContext:
 class RayContext:
     """One Ray Train worker. Made inside the worker, after Ray has set up the process group."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, heeds_notices: bool = True) -> None:
         import ray.train
         import ray.train.torch
 
@@ -116,6 +137,9 @@ class RayContext:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        self.timeline: Mapping[str, float] = {"process": process_started(), "context": time.time()}
+        self._heeds_notices, self._diary = heeds_notices, PreemptionDiary()
+        self.name = f"{ray.get_runtime_context().get_node_id()}:{os.getpid()}"
         if ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0) < 1:
             _share_cores(context.get_local_world_size())
 
@@ -138,9 +162,33 @@ class RayContext:
         if self.world_size > 1:
             torch.distributed.barrier()
 
+    def notice(self) -> Notice:
+        if DOORBELL.rung:
+            return Notice.LEAVE
+        found = _preemption() if self._heeds_notices else None
+        return self._diary.read(found[0], deadline=found[1], now=time.time()) if found else Notice.NONE
+
+    def heeded(self) -> None:
+        found = _preemption()
+        if found:
+            self._diary.saved(found[0])
+
     @contextmanager
     def progress(self, *, total: int, description: str, initial: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
         yield _LineBar(total, initial, description, unit) if self.rank == 0 else _NoBar()
+
+
+def _preemption() -> tuple[object, float | None] | None:
+    """A notice that a node of this group will be taken away: its key, and the deadline in seconds since the epoch.
+
+    What `ray.train.get_preemption_info` tells, without its barrier: the loop agrees by a reduction that it does anyway.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return None
+    return tuple(info.preempted_node_ids), info.deadline_ms / 1000 if info.deadline_ms else None
 
 
 class _TqdmBar:

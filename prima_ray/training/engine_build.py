@@ -20,6 +20,8 @@ from prima_ray.base import PrimaError
 
 _log = logging.getLogger(__name__)
 _OP = "deepspeed_shm_comm"
+NEEDS_COMPILER = "DeepSpeed needs one to run on CPUs"
+INSTALL_COMPILER = "Install g++ (Debian, Ubuntu: apt-get install g++), or train with `engine.kind: torch`."
 
 
 def prepare_environment() -> None:
@@ -37,10 +39,27 @@ def prepare_environment() -> None:
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
+def compiler_name() -> str:
+    """The C++ compiler that torch's builder calls."""
+    return os.environ.get("CXX", "c++")
+
+
+def extensions_folder() -> Path | None:
+    """Where torch's builder keeps what it has compiled, after `prepare_environment`; None where torch decides."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return None if folder is None else Path(folder)
+
+
+def op_is_built() -> bool:
+    """Whether the op is known to be compiled already."""
+    folder = extensions_folder()
+    return folder is not None and (folder / _OP / f"{_OP}.so").exists()
+
+
 def tell_of_a_build() -> None:
     """Log that the op will be compiled now, if it will be; minutes of silence look like a hang."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if folder is not None and sys.platform == "linux" and not (Path(folder) / _OP / f"{_OP}.so").exists():
+    folder = extensions_folder()
+    if folder is not None and sys.platform == "linux" and not op_is_built():
         _log.info("compiling DeepSpeed's communication op into %s: once, about a minute ...", folder)
 
 
@@ -53,12 +72,8 @@ def build_communication_op() -> str:
     Raises:
         PrimaError: there is no C++ compiler.
     """
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise PrimaError(
-            f"no C++ compiler ({compiler}); DeepSpeed needs one to run on CPUs",
-            mend="Install g++ (Debian, Ubuntu: apt-get install g++), or train with `engine.kind: torch`.",
-        )
+    if shutil.which(compiler_name()) is None:
+        raise PrimaError(f"no C++ compiler ({compiler_name()}); {NEEDS_COMPILER}", mend=INSTALL_COMPILER)
     prepare_environment()
     tell_of_a_build()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prima_ray.base import PrimaError, read_json, write_json
-from prima_ray.training.cluster import check_budget, connect
+from prima_ray.base import PrimaError, json_text
+from prima_ray.data.storage import Folder, reaching
+from prima_ray.training.checks.before_workers import check_before_workers
+from prima_ray.training.cluster import connect, view
 from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
+from prima_ray.training.leaving import DOORBELL, GroupLeaves, is_plain
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.shared_folder import check_shared
 from prima_ray.training.task import AgreedError
 
 _MISTAKE = "mistake.json"
@@ -29,16 +36,15 @@ def launch(job: TrainingJob) -> None:
         PrimaError: what a worker found wrong, as if it had happened here.
     """
     context = job.config.context
-    (job.run / _MISTAKE).unlink(missing_ok=True)
+    with reaching(job.address, "the run's folder cannot be written to"):
+        Folder.at(job.address).remove(_MISTAKE)
     if isinstance(context, RayContextConfig):
         _launch_ray(job, context)
     else:
         worker = LocalContext(context.device)
-        if job.config.engine.kind == "deepspeed":
-            with _group_of_one(worker.device):
-                train(job, worker)
-        else:
-            train(job, worker)
+        alone = _group_of_one(worker.device) if job.config.engine.kind == "deepspeed" else nullcontext()
+        with alone, _scratch(job) as mine:
+            train(mine, worker)
 
 
 @contextmanager
@@ -68,9 +74,12 @@ def _group_of_one(device: torch.device) -> Iterator[None]:
 
 def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     connect(context, num_workers=job.config.worker_range[1])
-    check_budget(context, num_workers=job.config.worker_range[1])
+    check_before_workers(job.config, view())
+    check_shared(job.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from prima_ray.training.elastic_ray import Trainer, callbacks
 
     gpus = context.gpus_per_worker
     resources = {"CPU": context.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
@@ -80,15 +89,18 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
         if low == high
         else {"num_workers": (low, high), "elastic_resize_monitor_interval_s": context.resize_interval_s}
     )
-    trainer = TorchTrainer(
+    storage = Folder.at(job.address).folder("ray")
+    trainer = Trainer(
         _ray_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "heeds_notices": not is_plain()},
         scaling_config=ScalingConfig(use_gpu=gpus > 0, resources_per_worker=resources, **elastic),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=job.run.name,
-            storage_path=str(job.run.resolve() / "ray"),
+            storage_path=storage.root,
+            storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(max_failures=context.max_failures),
+            callbacks=callbacks(patience_s=context.leave_timeout_s),
         ),
     )
     try:
@@ -118,23 +130,42 @@ def _interruptible() -> Iterator[None]:
 
 def _ray_worker(config: dict[str, Any]) -> None:
     job: TrainingJob = config["job"]
-    if (job.run / _MISTAKE).exists():
+    home = Folder.at(job.address)
+    if home.exists(_MISTAKE):
         # The group was restarted after a mistake of the user's: trying again would end the same way.
         return
-    context = RayContext()
+    context = RayContext(heeds_notices=config["heeds_notices"])
     try:
-        train(job, context)
+        with _scratch(job) as mine:
+            finished = train(mine, context)
+        DOORBELL.answer()
+        if not finished and not DOORBELL.rung:
+            raise GroupLeaves
     except PrimaError as error:
-        write_json(job.run / _MISTAKE, {"what": error.what, "where": error.where, "mend": error.mend})
+        try:
+            home.write(_MISTAKE, json_text({"what": error.what, "where": error.where, "mend": error.mend}).encode())
+        except OSError:
+            # On a full disk even that may fail; then it is Ray's to tell.
+            raise error from None
         # Raising makes Ray tear the other workers down, print its own account, and start the group again. Where no
         # worker waits for this one, all of them can as well return.
         if context.world_size > 1 and not isinstance(error, AgreedError):
             raise
 
 
+@contextmanager
+def _scratch(job: TrainingJob) -> Iterator[TrainingJob]:
+    """The job with a folder of this worker's own for its small files, where the run is on an object store."""
+    if job.store is None:
+        yield job
+        return
+    with tempfile.TemporaryDirectory(prefix="prima-worker-") as folder:
+        yield replace(job, run=Path(folder))
+
+
 def _mistake(job: TrainingJob) -> PrimaError | None:
-    path: Path = job.run / _MISTAKE
-    if not path.exists():
+    try:
+        found = json.loads(Folder.at(job.address).read(_MISTAKE))
+    except FileNotFoundError:
         return None
-    found = read_json(path)
     return PrimaError(found["what"], where=found["where"], mend=found["mend"])

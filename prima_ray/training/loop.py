@@ -6,10 +6,11 @@ validation fold; `_save` one checkpoint. Everything that decides the order is a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,21 +21,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prima_ray.base import hash_key
+from prima_ray.base import PrimaError, hash_json, hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
+from prima_ray.data.schema import join, read_manifest
+from prima_ray.data.storage import Folder, WorkingCopy
+from prima_ray.models.keyed_dropout import key_random_masks
 from prima_ray.training.allocator import keep_freed_memory
-from prima_ray.training.checkpoint import Progress, load_last, save_checkpoint
+from prima_ray.training.checkpoint import Origin, Progress, check_origin, load_last, load_step
+from prima_ray.training.checkpoint_writer import CheckpointWriter
 from prima_ray.training.config import LoopConfig
 from prima_ray.training.contexts import WorkerContext
 from prima_ray.training.engine import Engine, State, build_engine, trainable_parameters
 from prima_ray.training.gather import Gather
 from prima_ray.training.gradient_cache import backward_cached, concatenate
+from prima_ray.training.leaving import Notice
 from prima_ray.training.schedule import learning_rate
 from prima_ray.training.task import AgreedError, Task, refuse_unkeyed
 from prima_ray.training.tracking import Tracker
 
 Rows = NDArray[np.int64]
+CHECKPOINTS = "checkpoints"
+KEPT_APART = (CHECKPOINTS, "ray", "run.json", ".lock")
+"""Of a run on an object store: what is no file of the working copy, but written in place, or last, or not at all."""
+_LOST = "checkpoint_lost"
+"""Rides with a step's figures: rank 0's checkpoint could not be written."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class TrainingJob:
     config: LoopConfig
     task: Task
     run: Path
+    """The run directory; where `store` is given, this process's copy of its small files."""
     shards: str
     train_rows: Rows
     """Row numbers in the shards, in their order."""
@@ -51,10 +63,36 @@ class TrainingJob:
     """Empty where there is no validation fold: then the last checkpoint is the best."""
     files: Rows | None = None
     """The file of every row of the shards (`ExamIndex.file`); needed for `shuffle_window`."""
+    store: str | None = None
+    """The run directory's address on an object store; None for a folder on a disk."""
+
+    @property
+    def address(self) -> str:
+        """Where the run is, as a user names it."""
+        return self.store or str(self.run)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where its checkpoints are."""
+        return join(self.address, CHECKPOINTS)
+
+    def origin(self) -> Origin:
+        """What this job's checkpoints belong to. Reads the shards' manifest."""
+        rows = [
+            hashlib.sha256(np.ascontiguousarray(item).tobytes()).hexdigest()
+            for item in (self.train_rows, self.val_rows)
+        ]
+        return Origin(
+            config=self.config.model_dump(mode="json"),
+            exams=hash_json([read_manifest(self.shards).content_hash, *rows]),
+        )
 
 
-def train(job: TrainingJob, context: WorkerContext) -> None:
+def train(job: TrainingJob, context: WorkerContext) -> bool:
     """Train to the end, from the newest whole checkpoint if there is one. Collective: every rank calls it.
+
+    Returns:
+        False where the workers were told to leave before the end: they saved, and another group will go on.
 
     Raises:
         AgreedError: the loss or its gradient is not finite, or the checkpoint or config does not fit the task.
@@ -64,14 +102,17 @@ def train(job: TrainingJob, context: WorkerContext) -> None:
     """
     if context.device.type == "cpu":
         keep_freed_memory()
-    _Loop(job, context).run()
+    return _Loop(job, context).run()
 
 
 class _Loop:
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
         self.job, self.config, self.context = job, job.config, context
+        self.timeline = {"train": time.time()}
         self.task = job.task.prepare(context)
-        self.checkpoints = job.run / "checkpoints"
+        self.timeline["prepared"] = time.time()
+        self.checkpoints = job.checkpoints
+        self.files = WorkingCopy(job.run, Folder.at(job.store), without=KEPT_APART) if job.store else None
         self.steps_per_epoch = num_steps(len(job.train_rows), self.config.global_batch)
         total = self.steps_per_epoch * self.config.epochs
         self.total_steps = min(total, self.config.max_steps or total)
@@ -79,6 +120,7 @@ class _Loop:
         self.micro_batch = min(self.config.micro_batch or local_batch, local_batch)
         torch.manual_seed(hash_key(self.config.seed, "torch") % 2**63)
         model = self.task.build()
+        key_random_masks(model)
         refuse_unkeyed(model)
         self.engine: Engine = build_engine(
             model,
@@ -88,27 +130,71 @@ class _Loop:
             device=context.device,
             num_micro_batches=math.ceil(local_batch / self.micro_batch),
         )
+        self.timeline["engine"] = time.time()
         self.gather = Gather() if context.world_size > 1 else None
         self.progress = Progress()
-        self.saved_step = -1
+        self.writer: CheckpointWriter | None = None
+        """On rank 0, once it is known where training begins."""
+        self.saving = self.leaving = False
 
-    def run(self) -> None:
-        loaded = load_last(self.checkpoints)
+    def run(self) -> bool:
+        loaded = self._load()
         if loaded is not None:
             state, self.progress = loaded
             self._check_state(state)
             self.engine.import_state(state)
-            self.saved_step = self.progress.step
         if self.progress.done:
-            return
+            return True
+        workers = self.context.gather_objects([self.context.name])
         if self.context.rank > 0:
             self._run_steps(None)
-            return
-        with Tracker(
-            self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
-        ) as tracker:
-            self._note_start(tracker)
-            self._run_steps(tracker)
+            return self.progress.done
+        self.writer = CheckpointWriter(
+            self.checkpoints,
+            self.config.checkpoint,
+            self.job.origin(),
+            before=self.files.push if self.files else None,
+            saved_step=self.progress.step,
+        )
+        if self.files:
+            # What is appended to; TensorBoard begins a file a start.
+            self.files.pull(folders=False)
+        try:
+            with Tracker(
+                self.job.run, self.config.tracking, params=self._params(), resume_step=self.progress.step
+            ) as tracker:
+                self._note_start(tracker, workers)
+                self._run_steps(tracker)
+        finally:
+            self.writer.close()
+            if self.files:
+                self.files.push()
+        return self.progress.done
+
+    def _load(self) -> tuple[State, Progress] | None:
+        """Rank 0 looks for the newest whole checkpoint and the others take that one: none may go on from another."""
+        found, failed = None, None
+        if self.context.rank == 0:
+            try:
+                found = load_last(self.checkpoints)
+                if found:
+                    check_origin(self.checkpoints, found[1].step, self.job.origin())
+            except PrimaError as error:
+                failed = error
+        self._agree(failed)
+        steps = self.context.gather_objects([str(found[1].step)] if found else [])
+        return found or (load_step(self.checkpoints, int(steps[0])) if steps else None)
+
+    def _agree(self, failed: PrimaError | None) -> None:
+        """Raise on every rank what one of them met. Collective.
+
+        Raises:
+            AgreedError: see above.
+        """
+        told = [json.dumps([failed.what, failed.where, failed.mend])] if failed else []
+        for text in self.context.gather_objects(told):
+            what, where, mend = json.loads(text)
+            raise AgreedError(what, where=where, mend=mend) from failed
 
     def _run_steps(self, tracker: Tracker | None) -> None:
         self.engine.module.train()
@@ -131,7 +217,7 @@ class _Loop:
             started = time.perf_counter()
             for step, batch in zip(range(first, self.total_steps), batches, strict=True):
                 lr = learning_rate(step, self.total_steps, self.config.optimizer)
-                figures = self._step(batch.to(self.context.device), lr, step)
+                figures = self._step(batch, lr, step)
                 self.progress = replace(self.progress, step=step + 1)
                 if self.config.log_exam_ids:
                     figures["exam_ids"] = self.context.gather_objects(_real_ids(batch))
@@ -141,49 +227,73 @@ class _Loop:
                     started = now
                 bar.update(loss=figures["loss"])
                 self._after_step(tracker)
-                if self.progress.done:
+                if self.progress.done or self.leaving:
                     break
+            self._settle()
 
     def _step(self, batch: ImageTextBatch, lr: float, step: int) -> dict[str, Any]:
-        micro = batch.split(self.micro_batch)
+        # Pixels come to the device a micro-batch at a time; what the loss reads of the whole batch is little.
+        micro, light = batch.split(self.micro_batch), batch.light().to(self.context.device)
         if self.task.interacts:
             nothing = torch.zeros((), device=self.context.device)
             total, parts = backward_cached(
-                self.engine.forward,
+                self._outputs,
                 micro,
-                lambda outputs: self.task.loss(outputs, batch, gather=self.gather, total_weight=nothing),
+                lambda outputs: self.task.loss(outputs, light, gather=self.gather, total_weight=nothing),
                 self.engine.backward,
                 batch_level=self.task.batch_level,
             )
         else:
-            total, parts = self._accumulate(batch, micro)
-        figures = self._reduce({"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}})
+            total, parts = self._accumulate(light, micro)
+        # What one rank knows and all must act on after the same step rides along with the loss.
+        signals = self._signals(like=total)
+        figures = self._reduce(
+            {"loss": total.detach(), **{key: value.detach() for key, value in parts.items()}, **signals}
+        )
+        lost, self.saving, self.leaving = (figures.pop(key) > 0 for key in signals)
+        if lost:
+            self._settle()
         self._check_finite("loss", figures["loss"], batch, step)
         figures["grad_norm"] = self.engine.step(lr)
         # After the update, which it may have spoilt: nothing is saved between here and there.
         self._check_finite("gradient's norm", figures["grad_norm"], batch, step)
         return figures
 
+    def _signals(self, *, like: Tensor) -> dict[str, Tensor]:
+        """What this rank alone knows: rank 0's checkpoint could not be written; it was told to save, or to leave."""
+        notice = self.context.notice()
+        known = {
+            _LOST: self.writer is not None and self.writer.failed,
+            **{item.value: notice is item for item in (Notice.SAVE, Notice.LEAVE)},
+        }
+        return {name: like.new_full((), float(value)) for name, value in known.items()}
+
     def _check_finite(self, name: str, value: float, batch: ImageTextBatch, step: int) -> None:
         """Every rank sees the same value, so all of them raise or none."""
         if math.isfinite(value):
             return
         ids = self.context.gather_objects(_real_ids(batch))
-        kept = f"The state after step {self.saved_step} is kept. " if self.saved_step > 0 else ""
+        if self.writer:
+            self.writer.close()
+        saved = self.context.gather_objects([str(self.writer.saved_step)] if self.writer else [])
+        kept = f"The state after step {saved[0]} is kept. " if saved != ["0"] else ""
         raise AgreedError(
             f"the {name} is {value} at step {step + 1} (exams {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''})",
-            where=self.job.run,
+            where=self.job.address,
             mend=f"{kept}A lower optimizer.lr, or precision: fp32, usually helps.",
         )
 
-    def _accumulate(self, batch: ImageTextBatch, micro: list[ImageTextBatch]) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = self.task.batch_weight(batch).detach().clone()
+    def _outputs(self, piece: ImageTextBatch) -> dict[str, Tensor]:
+        """A micro-batch, wherever it lies, -> what the loss needs of its exams."""
+        moved = piece.to(self.context.device)
+        return self.task.condense(self.engine.forward(moved), moved)
+
+    def _accumulate(self, light: ImageTextBatch, micro: list[ImageTextBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = self.task.batch_weight(light).detach().clone()
         total_weight = self._mean_over_ranks(weight)
         total, parts = torch.zeros((), device=self.context.device), dict[str, Tensor]()
-        for index, piece in enumerate(micro):
-            loss, piece_parts = self.task.loss(
-                self.engine.forward(piece), piece, gather=None, total_weight=total_weight
-            )
+        for index, (piece, target) in enumerate(zip(micro, light.split(self.micro_batch), strict=True)):
+            loss, piece_parts = self.task.loss(self._outputs(piece), target, gather=None, total_weight=total_weight)
             self.engine.backward(loss, last=index == len(micro) - 1)
             total = total + loss.detach()
             for key, value in piece_parts.items():
@@ -208,8 +318,10 @@ class _Loop:
         if last or (epoch_end and epoch % self.config.validate_every_epochs == 0):
             self._validate(tracker, last=last)
             self._save(tracker)
-        elif self.config.checkpoint_every_steps and step % self.config.checkpoint_every_steps == 0:
+        elif self.saving or self.leaving or step % (self.config.checkpoint_every_steps or step + 1) == 0:
             self._save(tracker)
+        if self.saving:
+            self.context.heeded()
 
     def _validate(self, tracker: Tracker | None, *, last: bool) -> None:
         """Look at the validation fold, and move `progress` on: is this the best state so far, is training over."""
@@ -256,9 +368,9 @@ class _Loop:
             torch.no_grad(),
         ):
             for host_batch in batches:
-                batch = host_batch.to(self.context.device)
+                batch = host_batch.light().to(self.context.device)
                 outputs = concatenate(
-                    [self.engine.forward(piece) for piece in batch.split(self.micro_batch)],
+                    [self._outputs(piece) for piece in host_batch.split(self.micro_batch)],
                     batch_level=self.task.batch_level,
                 )
                 observed = self.task.observe(outputs, batch, gather=self.gather)
@@ -269,13 +381,27 @@ class _Loop:
         return self.task.metrics({key: value[real] for key, value in whole.items()})
 
     def _save(self, tracker: Tracker | None) -> None:
+        """One checkpoint; where they are asynchronous it has only begun when this returns, see `_settle`."""
+        # Before the export: two states at once would be twice the memory.
+        self._settle()
         state = self.engine.export_state()
         if tracker:
             tracker.flush()
-        if self.context.rank == 0:
-            save_checkpoint(self.checkpoints, state, self.progress, keep_last=self.config.checkpoint.keep_last)
-        self.saved_step = self.progress.step
-        self.context.barrier()
+        self._settle(lambda writer: writer.save(state, self.progress))
+
+    def _settle(self, act: Callable[[CheckpointWriter], None] = CheckpointWriter.wait) -> None:
+        """Wait for the checkpoint that is being written, or do something else with the writer. Collective.
+
+        Raises:
+            AgreedError: rank 0 could not write it.
+        """
+        failed = None
+        if self.writer:
+            try:
+                act(self.writer)
+            except PrimaError as error:
+                failed = error
+        self._agree(failed)
 
     def _check_state(self, state: State) -> None:
         wanted = {name for name, _ in trainable_parameters(self.engine.module)}
@@ -296,19 +422,22 @@ class _Loop:
             "lr": lr,
             "world_size": self.context.world_size,
             "seconds": round(seconds, 4),
+            "time": round(time.time(), 3),
             **figures,
         }
 
     def _params(self) -> dict[str, Any]:
         return {"task": self.task.kind, "steps": self.total_steps, **self.config.model_dump(mode="json")}
 
-    def _note_start(self, tracker: Tracker) -> None:
+    def _note_start(self, tracker: Tracker, workers: list[str]) -> None:
         """One line a start: who trains, from where, and what is done twice."""
         record = {
             "from_step": self.progress.step,
             "replayed_steps": tracker.num_replayed,
             "engine": self.engine.describe(),
             "micro_batch": self.micro_batch,
+            "workers": workers,
+            "timeline": {name: round(at, 2) for name, at in {**self.context.timeline, **self.timeline}.items()},
             "time": time.time(),
         }
         with (self.job.run / "starts.jsonl").open("a", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 
 _LEVELS = {
@@ -39,6 +40,14 @@ _LEFT_OUT = (
 )
 
 
+_STARTED = "PRIMA_WORKER_STARTED"
+
+
+def process_started() -> float:
+    """When this worker process was set up, in seconds since the epoch; now, where nobody set it up."""
+    return float(os.environ.get(_STARTED) or time.time())
+
+
 def set_up_worker() -> None:
     """Quiet, and nothing on stdout: Ray repeats it on the driver's, whose last line is the answer of a command.
 
@@ -47,6 +56,7 @@ def set_up_worker() -> None:
     """
     import ray
 
+    os.environ[_STARTED] = str(time.time())
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     sys.stdout.flush()
     # The descriptor, not `sys.stdout`: compiled code (DeepSpeed's op) prints as well.

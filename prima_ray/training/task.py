@@ -62,10 +62,19 @@ class Task(Protocol):
         """() float32: this batch's share of the loss's denominator. Not asked where exams interact."""
         ...
 
+    def condense(self, outputs: Mapping[str, Tensor], batch: ImageTextBatch) -> dict[str, Tensor]:
+        """What `loss` and `observe` need of these exams, made of each exam alone; the same where nothing is too much.
+
+        It is kept for the whole batch, while the outputs themselves live as long as their micro-batch.
+        """
+        ...
+
     def loss(
         self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: Gather | None, total_weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank's rows, whose mean over ranks is the global loss, and its parts for the log.
+
+        ``outputs`` are condensed, and ``batch`` is without what only the model reads (`ImageTextBatch.light`).
 
         Where exams do not interact it is a sum over the rows divided by ``total_weight``, the mean over ranks of the
         ranks' `batch_weight`, so that the losses of micro-batches add up.
@@ -98,6 +107,8 @@ _RATES = ("drop_prob", "drop_rate", "dropout", "attention_dropout")
 def refuse_unkeyed(module: nn.Module) -> None:
     """Refuse layers whose result depends on which exams share a worker's batch, or on a worker's random numbers.
 
+    What `models.keyed_dropout.key_random_masks` could key is no longer among them.
+
     Raises:
         AgreedError: naming the layer.
     """
@@ -112,5 +123,5 @@ def refuse_unkeyed(module: nn.Module) -> None:
             if isinstance(rate, float) and rate > 0:
                 raise AgreedError(
                     f"the layer {name} drops at random ({key} {rate:g}), which would depend on the worker that draws",
-                    mend="Set its rate to 0; `text.attribute_dropout` and `views.augment` are keyed by exam.",
+                    mend="Set its rate to 0; `lora.dropout`, dropout layers and drop paths are keyed by exam.",
                 )

@@ -13,6 +13,8 @@ from typing import Any, Self
 from prima_ray.base import PrimaError, write_atomic
 from prima_ray.training.config import TrackingConfig
 
+REPLAYED = "replayed.jsonl"
+"""Steps that were lost with their workers and taken again, as they were written the first time."""
 _MLFLOW_PARAM_CHARS = 500
 _MLFLOW_PARAMS_A_CALL = 100
 _MLFLOW_METRICS_A_CALL = 1000
@@ -81,10 +83,10 @@ class Tracker:
 
 
 def _truncate(path: Path, resume_step: int) -> int:
-    """Drop the lines of steps that the resumed run takes again; returns how many there were."""
+    """Move the lines of steps that the resumed run takes again to `replayed.jsonl`; returns how many there were."""
     if not path.exists():
         return 0
-    kept, dropped = [], 0
+    kept, replayed, dropped = [], [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             wanted = json.loads(line)["step"] <= resume_step
@@ -95,7 +97,11 @@ def _truncate(path: Path, resume_step: int) -> int:
         if wanted:
             kept.append(line)
         else:
+            replayed.append(line)
             dropped += 1
+    if replayed:
+        with (path.parent / REPLAYED).open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in replayed)
     if dropped:
         write_atomic(path, "".join(f"{line}\n" for line in kept))
     return dropped

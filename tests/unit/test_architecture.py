@@ -12,7 +12,11 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 # Modules that other modules import only when called, because they need Ray, or LlamaIndex's base classes.
-LAZY_MODULES = ("prima_ray.data.ray_source", "prima_ray.knowledge.llama_adapters")
+LAZY_MODULES = (
+    "prima_ray.data.ray_source",
+    "prima_ray.knowledge.llama_adapters",
+    "prima_ray.training.elastic_ray",
+)
 HEAVY = (
     "ray",
     "deepspeed",

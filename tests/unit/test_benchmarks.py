@@ -26,8 +26,12 @@ def harness() -> ModuleType:
 def test_the_benchmarks_are_there() -> None:
     assert NAMES == [
         "channels_last",
+        "checkpoint",
+        "elastic_pause",
         "feature_cache",
         "gpu_train",
+        "grad_cache",
+        "index_whole",
         "indexing",
         "ingest_stream",
         "retrieval",
@@ -35,6 +39,7 @@ def test_the_benchmarks_are_there() -> None:
         "small_preset",
         "train_step",
         "verify_quotes",
+        "worker_grid",
     ]
 
 
@@ -44,8 +49,9 @@ def test_a_benchmark_reads_its_command_line(name: str, capsys: pytest.CaptureFix
         importlib.import_module(name).main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    # Two of them check a corpus: nothing is timed, nothing takes turns.
-    assert ("--quick" in shown) == ("--pairs" in shown) == (name not in ("risk_pairs", "verify_quotes"))
+    # Two of them check a corpus, one compares runs: nothing is timed, nothing takes turns.
+    untimed = ("risk_pairs", "verify_quotes", "worker_grid")
+    assert ("--quick" in shown) == ("--pairs" in shown) == (name not in untimed)
 
 
 def test_no_gpu_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

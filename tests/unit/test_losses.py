@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from prima_ray.base import PrimaError
 from prima_ray.config import validate_config
 from prima_ray.losses import (
     AlignLossConfig,
     align_losses,
+    condense_outputs,
     global_semantic_loss,
     image_consistency_loss,
     local_semantic_loss,
@@ -297,8 +300,9 @@ def outputs() -> dict[str, Tensor]:
 
 def total(config: AlignLossConfig, out: dict[str, Tensor], **changes: Any) -> tuple[Tensor, dict[str, Tensor]]:
     y = random(N, A, seed=5).detach()
-    arguments = {"token_mask": MASK, "attributes": y, "label_temperature": 3.0, **changes}
-    return align_losses(config, out, **arguments)
+    arguments = {"attributes": y, "label_temperature": 3.0, **changes}
+    condensed = condense_outputs(config, out, token_mask=arguments.pop("token_mask", MASK))
+    return align_losses(config, condensed, **arguments)
 
 
 def test_the_default_total_is_the_papers():
@@ -341,6 +345,46 @@ def test_every_key_of_a_loss_changes_it():
         assert value(section, weight=2) == pytest.approx(2 * values[0])
 
 
+class FirstOfEight:
+    """A gather seen from one of eight ranks, all of which hold the same exams."""
+
+    rank = 3
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.repeat(8, *[1] * (x.ndim - 1))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes, forward or backward."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = [item.numel() for item in tree_leaves(result) if isinstance(item, Tensor)]
+        self.elements = max([self.elements, *found])
+        return result
+
+
+@pytest.mark.parametrize("local", [{}, {"variant": "loc_dir"}])
+@pytest.mark.parametrize("printed", [False, True])
+def test_no_rank_makes_a_block_of_global_by_global(printed: bool, local: dict[str, Any]):
+    """Eight exams of 64 on a rank: blocks are (2 views x 8 x 64), never (64 x 64)."""
+    config = AlignLossConfig.model_validate({"soft_semantic": {"as_printed": printed}, "local_semantic": local})
+
+    def largest(count: int, gather: Any) -> int:
+        shapes = {"image_cls": (2, 3), "image_seq": (2, 2, 3), "text_cls": (3,), "text_seq": (4, 3)}
+        out = {name: random(count, *shape, seed=1) for name, shape in shapes.items()}
+        out["temperature"] = torch.tensor([0.2], dtype=torch.float64, requires_grad=True)
+        mask, y = torch.ones(count, 4, dtype=torch.bool), random(count, 5, seed=2).detach()
+        with Largest() as mode:
+            total(config, out, token_mask=mask, attributes=y, gather=gather)[0].backward()
+        return mode.elements
+
+    assert largest(64, None) >= 64 * 64, "one process sees them, so the measure sees them"
+    assert largest(8, FirstOfEight()) == 2 * 8 * 64
+
+
 def test_a_loss_of_weight_zero_is_not_computed():
     out = outputs()
     config = AlignLossConfig.model_validate({"soft_semantic": {"weight": 0}, "local_semantic": {"weight": 0}})
@@ -362,6 +406,8 @@ def test_fixed_temperatures_leave_the_learnable_one_alone():
 def test_what_a_loss_misses_is_said():
     with pytest.raises(ValueError, match="^the soft semantic loss needs the attribute vectors of the batch$"):
         total(AlignLossConfig(), outputs(), attributes=None)
+    with pytest.raises(ValueError, match="^the local semantic loss needs the mask of real tokens$"):
+        total(AlignLossConfig(), outputs(), token_mask=None)
     out = outputs()
     out["image_cls"] = out["image_cls"][:, :1]
     with pytest.raises(ValueError, match="^image consistency compares two views of an exam, got 1$"):

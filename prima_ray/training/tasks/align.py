@@ -16,12 +16,13 @@ from prima_ray.data.feature_writer import FeatureConfig, compute_features
 from prima_ray.data.features import FeatureSet
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
 from prima_ray.data.views import ViewConfig
-from prima_ray.losses import AlignLossConfig, align_losses
+from prima_ray.losses import AlignLossConfig, align_losses, condense_outputs
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, ProjectionHeads, TemperatureConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.store import module_hash
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.training.contexts import StreamSpec, WorkerContext, counting
+from prima_ray.training.feature_note import note_features, noted_features
 from prima_ray.training.gather import Gather
 from prima_ray.training.task import seeded_init
 
@@ -50,6 +51,8 @@ class AlignTask:
     feature_config: FeatureConfig
     cache_text: bool = True
     """False computes a frozen text tower's features anew for every batch."""
+    feature_note: str | None = None
+    """A file in the run that says where the features are, once they have been found."""
     train_text: FeatureSet | None = None
     val_text: FeatureSet | None = None
 
@@ -65,6 +68,9 @@ class AlignTask:
     def prepare(self, context: WorkerContext) -> Self:
         if not self.caches_text:
             return self
+        noted = noted_features(self.feature_note, self.shards, context)
+        if noted is not None:
+            return replace(self, train_text=noted["train"], val_text=noted["val"])
         with seeded_init(self.seed, "text tower"):
             tower = self.text_tower.build().eval().to(context.device)
         digest = module_hash(tower)
@@ -91,6 +97,7 @@ class AlignTask:
                     progress=progress,
                 )
             sets.append(found)
+        note_features(self.feature_note, dict(zip(("train", "val"), sets, strict=True)), context)
         return replace(self, train_text=sets[0], val_text=sets[1])
 
     def build(self) -> nn.Module:
@@ -137,16 +144,16 @@ class AlignTask:
         del batch
         raise TypeError("align's losses span the global batch; they have no weights that add up")
 
+    def condense(self, outputs: Mapping[str, Tensor], batch: ImageTextBatch) -> dict[str, Tensor]:
+        return condense_outputs(self.losses, outputs, token_mask=batch.token_mask)
+
     def loss(
         self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: Gather | None, total_weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         del total_weight
-        if batch.token_mask is None:
-            raise ValueError("align needs the mask of real tokens")
         return align_losses(
             self.losses,
             outputs,
-            token_mask=batch.token_mask,
             attributes=batch.attributes,
             label_temperature=self.label_temperature,
             weights=batch.weights,
@@ -161,8 +168,9 @@ class AlignTask:
             # An exam with one photo stands twice: its image loss is then that of a perfect match, on every run alike.
             two["image_cls"] = two["image_cls"].expand(-1, 2, -1)
         elif batch.image_mask is not None:
-            two["image_cls"] = _fill_missing(two["image_cls"], batch.image_mask)
-            two["image_seq"] = _fill_missing(two["image_seq"], batch.image_mask)
+            for name in ("image_cls", "token_contrast", "mean_patch"):
+                if name in two:
+                    two[name] = _fill_missing(two[name], batch.image_mask)
         nothing = torch.zeros((), device=batch.weights.device)
         total, parts = self.loss(two, batch, gather=gather, total_weight=nothing)
         values = {"loss": total, **parts, "temperature": outputs["temperature"].reshape(())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Self
 
 from torch import nn
@@ -43,7 +42,7 @@ class FinetuneTask(ClassificationTask):
 
     def build(self) -> nn.Module:
         with seeded_init(self.seed, "image tower"):
-            tower = self.tower.build() if isinstance(self.tower, ImageTowerConfig) else load_component(Path(self.tower))
+            tower = self.tower.build() if isinstance(self.tower, ImageTowerConfig) else load_component(self.tower)
             if not isinstance(tower, ImageTower):
                 raise PrimaError("holds no image tower", where=str(self.tower))
             tower.set_trainable(self.trainable, self.lora)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -55,7 +54,7 @@ class TowerSources:
 
 
 def _load(source: str | ImageTowerConfig | TextTowerConfig, kind: type[ModuleT]) -> ModuleT:
-    module = load_component(Path(source)) if isinstance(source, str) else source.build()
+    module = load_component(source) if isinstance(source, str) else source.build()
     if not isinstance(module, kind):
         raise PrimaError(f"holds a {type(module).__name__}, expected a {kind.__name__}", where=str(source))
     return module

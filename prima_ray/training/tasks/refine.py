@@ -75,6 +75,10 @@ class RefineTask:
             raise ValueError("refine needs the labels of masked tokens")
         return (batch.token_labels >= 0).sum().float()
 
+    def condense(self, outputs: Mapping[str, Tensor], batch: ImageTextBatch) -> dict[str, Tensor]:
+        del batch
+        return dict(outputs)
+
     def loss(
         self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: object, total_weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ import pytest
 from prima_ray.base import PrimaError
 from prima_ray.data import plan
 from prima_ray.data.plan import ExamIndex, plan_epoch, plan_steps, rank_rows, split_roles, verify_shards
+from prima_ray.data.reader import RowReader
 from prima_ray.data.schema import read_manifest
 
 ROWS = np.arange(100, 203)
@@ -110,6 +111,46 @@ def test_a_window_reads_few_files_a_batch_and_still_shows_every_row_once() -> No
     assert np.array_equal(plan, again)
     other = plan_epoch(rows, global_batch=20, seed=1, epoch=1, window_rows=100, files=files)
     assert not np.array_equal(plan, other)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_windowed_batches_are_the_same_for_any_worker_count(world_size: int) -> None:
+    rows, keys = np.arange(1003), {"global_batch": 20, "seed": 1, "window_rows": 100, "files": np.arange(1003) // 50}
+    plan = plan_epoch(rows, epoch=1, **keys)  # type: ignore[arg-type]
+    parts = [
+        [part for _, part in plan_steps(rows, total_steps=102, rank=rank, world_size=world_size, **keys)][1]  # type: ignore[arg-type]
+        for rank in range(world_size)
+    ]
+    together = np.sort(np.concatenate(parts, axis=1), axis=1)
+    assert np.array_equal(together[:, -20:], np.sort(plan, axis=1))
+    assert (together[:, :-20] == -1).all()
+
+
+def test_windows_bound_what_a_reader_keeps(make_shards: Callable[..., str]) -> None:
+    """120 exams in 15 files: a cache of some files serves windows, each group read once; a whole shuffle reads anew."""
+    shards = make_shards(num_exams=120, rows_per_file=8, rows_per_group=8)
+    index = ExamIndex.read(shards)
+
+    def read_all(window_rows: int | None) -> tuple[int, int]:
+        plan = plan_epoch(np.arange(120), global_batch=8, seed=1, epoch=0, window_rows=window_rows, files=index.file)
+        reader = RowReader(shards, index.manifest, columns=["exam_id", "images"], cache_bytes=cache)
+        groups, most = 0, 0
+        for rows in plan:
+            before = set(reader._groups)
+            seen = reader.read(rows, 0)
+            assert seen["exam_id"].to_pylist() == index.exam_ids[rows].tolist()
+            groups += len(set(reader._groups) - before)
+            most = max(most, reader._cached_bytes)
+        return groups, most
+
+    one_file = sum(file.bytes for file in index.manifest.files) // 15
+    cache = 4 * one_file
+    windowed, kept = read_all(16)
+    assert windowed == 15, "each file once"
+    assert kept <= cache
+    whole, kept = read_all(None)
+    assert whole > 2 * windowed
+    assert kept <= cache
 
 
 def test_resuming_at_a_step_gives_the_tail_of_the_plan() -> None:

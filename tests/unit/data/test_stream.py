@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder
@@ -148,6 +148,23 @@ def test_views_and_text_change_from_epoch_to_epoch(toy_shards: str, collate: Col
     assert_equal(first, again)
     assert not torch.equal(first.images, second.images)  # type: ignore[arg-type]
     assert not torch.equal(first.input_ids, second.input_ids)  # type: ignore[arg-type]
+
+
+def test_mask_keys_are_of_seed_epoch_and_exam(toy_shards: str, collate: Collator) -> None:
+    plan = [(epoch, np.array([[3, 5, 4], [5, 9, -1]])) for epoch in (0, 1)]
+    first, second, third, _ = local_batches(toy_shards, plan, collate)
+    assert first.mask_keys is not None
+    assert second.mask_keys is not None
+    assert third.mask_keys is not None
+    expected = hash_key(collate.seed, 0, "e005", "masks")
+    assert int(first.mask_keys[1]) % 2**64 == expected
+    assert first.mask_keys[1] == second.mask_keys[0]
+    assert len({*first.mask_keys.tolist(), *third.mask_keys.tolist()}) == 6
+    assert next(local_batches(toy_shards, plan, collate.for_evaluation())).mask_keys is None
+    assert [piece.mask_keys.tolist() for piece in first.split(2) if piece.mask_keys is not None] == [
+        first.mask_keys[:2].tolist(),
+        first.mask_keys[2:].tolist(),
+    ]
 
 
 def test_augmentation_does_not_depend_on_the_place_in_the_batch(toy_shards: str, collate: Collator) -> None:

@@ -25,6 +25,7 @@ from prima_ray.models.fusion import (
     fusion_tokenizer,
     prompt_tokens,
 )
+from prima_ray.models.keyed_dropout import key_random_masks
 from prima_ray.models.lora import merge_lora
 from tests.unit.models.conftest import QWEN3, feature_batch
 
@@ -124,7 +125,7 @@ def test_class_logits_are_rows_of_the_whole_vocabularys(saved: Saved, kind: str)
     logits = model(feature_batch())["logits"]
     whole = AutoModelForCausalLM.from_pretrained(saved(kind), dtype=torch.float32).eval()
     with torch.no_grad():
-        full = whole(**seen, use_cache=False).logits[:, -1]
+        full = whole(**seen, use_cache=False).logits[torch.arange(3), seen["attention_mask"].sum(dim=1) - 1]
     assert full.shape[1] == 30522
     assert torch.allclose(logits, full[:, model.class_ids], atol=1e-5)
 
@@ -231,9 +232,30 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))
 
 
-def test_dropout_is_off_in_training() -> None:
-    model = qwen(config={**QWEN3, "attention_dropout": 0.5}, trainable="full").train()
-    assert torch.allclose(model(feature_batch())["logits"], model(feature_batch())["logits"], atol=1e-6)
+@pytest.mark.parametrize("fields", [{}, {"local_tokens": False}, {"gradient_checkpointing": True}])
+def test_an_exams_random_masks_do_not_depend_on_its_neighbours(saved: Saved, fields: dict[str, Any]) -> None:
+    """The adapters' dropout on sequences whose slots move with the longest text and the most photos of a batch."""
+    model = qwen(path=str(saved("qwen3")), trainable="lora", lora={"rank": 2, "dropout": 0.5}, **fields).train()
+    for name, item in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(item, std=0.5)
+    key_random_masks(model)
+    batch = replace(feature_batch(), mask_keys=torch.tensor([5, -6, 7]))
+
+    def run(part: ImageTextBatch) -> tuple[Tensor, Tensor]:
+        model.zero_grad()
+        logits: Tensor = model(part)["logits"]
+        logits.pow(2).sum().backward()
+        return logits.detach(), torch.cat([item.grad.flatten() for item in model.parameters() if item.grad is not None])
+
+    together, gradient = run(batch)
+    parts = [run(rows(batch, slice(0, 1)))]
+    parts += [run(rows(batch, slice(exam, exam + 1), views=1, tokens=7 - 2 * exam)) for exam in (1, 2)]
+    assert torch.allclose(together, torch.cat([logits for logits, _ in parts]), atol=2e-5)
+    assert torch.allclose(gradient, sum(part for _, part in parts), rtol=1e-3, atol=1e-4)  # type: ignore[arg-type]
+    other = run(replace(batch, mask_keys=torch.tensor([5, 6, 7])))[0]
+    assert torch.equal(other[0], together[0])
+    assert not torch.allclose(other[1], together[1], atol=1e-3)
 
 
 def test_logits_are_float32_under_autocast() -> None:
@@ -299,6 +321,11 @@ def error_of(**fields: Any) -> str:
         (
             {"config": {**QWEN3, "model_type": "llama"}, "trainable": "full"},
             "FILE: config.model_type is llama, expected qwen3",
+        ),
+        (
+            {"config": {**QWEN3, "attention_dropout": 0.5}, "trainable": "full"},
+            "FILE: config.attention_dropout: its masks are drawn inside of the attention, by the worker; leave it at 0 "
+            "(other dropout can be keyed by exam)",
         ),
         (
             {"config": {**QWEN3, "vocab_size": 99}, "trainable": "full"},

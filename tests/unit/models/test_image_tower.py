@@ -133,12 +133,16 @@ def test_batch_norm_becomes_group_norm_with_its_activation() -> None:
     assert ours >= theirs - 1  # the head's own
 
 
-def test_no_random_masks_in_training() -> None:
+def test_no_random_masks_but_those_asked_for() -> None:
     # Swin drops paths unless told otherwise.
     assert timm.create_model("swin_tiny_patch4_window7_224").layers[3].blocks[1].drop_path1.drop_prob > 0
     model = tower(**SWIN).train()
     x = images(64)
     assert torch.allclose(model(x)[1], model(x)[1], atol=1e-5)
+    asked = tower(**{**SWIN, "options": {**SWIN.get("options", {}), "drop_path_rate": 0.5}}).train()
+    assert not torch.allclose(asked(x)[1], asked(x)[1], atol=1e-3)
+    asked.set_trainable("frozen", LoraConfig())
+    assert torch.allclose(asked(x)[1], asked(x)[1], atol=1e-5), "what is frozen drops nothing"
 
 
 def test_pooling_is_a_key() -> None:
@@ -267,12 +271,14 @@ def test_weights_by_name_that_are_not_to_be_had() -> None:
             "argument 'zzz')",
         ),
         (
-            {"name": "vit_tiny_patch16_224", "options": {"drop_path_rate": 0.1}},
-            "FILE: options.drop_path_rate: random masks of a layer depend on the worker that draws them; leave it at 0",
+            {"name": "vit_tiny_patch16_224", "options": {"attn_drop_rate": 0.1}},
+            "FILE: options.attn_drop_rate: its masks are drawn inside of the attention, by the worker; leave it at 0 "
+            "(drop_path_rate can be keyed by exam)",
         ),
         (
-            {"name": "vit_tiny_patch16_224", "options": {"proj_drop_rate": 0.1}},
-            "FILE: options.proj_drop_rate: random masks of a layer depend on the worker that draws them; leave it at 0",
+            {"name": "vit_tiny_patch16_224", "options": {"drop_rate": 0.1}},
+            "FILE: options.drop_rate: it belongs to the classifier, which features do not pass; leave it at 0 "
+            "(drop_path_rate can be keyed by exam)",
         ),
         (
             {"name": "vit_tiny_patch16_224", "trainable": "lora"},

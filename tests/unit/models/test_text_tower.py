@@ -95,10 +95,24 @@ def test_random_weights_from_an_architecture(kind: str) -> None:
     assert all(item.grad is not None for item in model.parameters())
 
 
-def test_dropout_is_off_in_training() -> None:
-    config = {"model_type": "bert", **BERT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
-    model = tower(config=config).train()
-    assert torch.allclose(encode(model, TEXTS)[1], encode(model, TEXTS)[1], atol=1e-5)
+@pytest.mark.parametrize("trainable", ["full", "frozen"])
+def test_dropout_is_there_where_it_is_asked_for_and_something_trains(trainable: str) -> None:
+    asked = tower(config={"model_type": "bert", **BERT, "hidden_dropout_prob": 0.5}, trainable=trainable)
+    rates = {layer.p for layer in asked.modules() if isinstance(layer, torch.nn.Dropout)}
+    assert rates == ({0.0, 0.5} if trainable == "full" else {0.0})
+    # BERT's own rates, 0.1, are not asked for.
+    plain = tower(config={"model_type": "bert", **BERT}, trainable=trainable)
+    assert {layer.p for layer in plain.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
+
+
+def test_dropout_inside_of_attention_is_a_mistake() -> None:
+    config = {"model_type": "bert", **BERT, "attention_probs_dropout_prob": 0.5}
+    with pytest.raises(PrimaError) as caught:
+        validate_config(TextTowerConfig, {"config": config}, where="FILE")
+    assert str(caught.value) == (
+        "FILE: config.attention_probs_dropout_prob: its masks are drawn inside of the attention, by the worker; leave "
+        "it at 0 (other dropout can be keyed by exam)"
+    )
 
 
 def test_adapters_train_alone(saved: Saved) -> None:

@@ -179,7 +179,6 @@ def test_a_file_must_be_the_one_that_the_run_wrote(tmp_path: Path):
     check_parent(str(run.path))
     (tmp_path / "encoder").mkdir()
     check_parent(str(tmp_path / "encoder"))
-    check_parent("s3://bucket/shards")
     # Finished: without reading what may be gigabytes, but all there.
     check_finished(run)
     weights.write_text("model")

@@ -195,14 +195,6 @@ def test_a_gpu_that_is_not_there(tmp_path: Path, shards: str, monkeypatch: pytes
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_a_local_folder(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(PrimaError) as caught:
-        run(make_config(out="s3://bucket/run"), shards)
-    assert str(caught.value) == ("s3://bucket/run: a run of toy is a folder on a disk\n  Name a local folder in `out`.")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_validation_fold_without_exams_is_refused(tmp_path: Path):
     # Two exams, one fold each, and the third fold empty.
     shards = write_toy_shards(tmp_path / "shards", num_exams=2, num_folds=3)

@@ -16,7 +16,7 @@ def state(value: float) -> State:
 
 
 def save(folder: Path, step: int, *, best: int | None = None, keep_last: int = 1) -> Path:
-    return save_checkpoint(folder, state(float(step)), Progress(step=step, best_step=best), keep_last=keep_last)
+    return Path(save_checkpoint(folder, state(float(step)), Progress(step=step, best_step=best), keep_last=keep_last))
 
 
 def names(folder: Path) -> list[str]:

@@ -12,11 +12,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from prima_ray.losses import AlignLossConfig, align_losses
+from prima_ray.losses import AlignLossConfig, align_losses, condense_outputs
+from prima_ray.models.keyed_dropout import ExamKeys, KeyedDropout
 from prima_ray.training.gather import Gather
 from prima_ray.training.gradient_cache import backward_cached
 
 N, V, K, L, WIDTH, D, A = 6, 2, 3, 5, 4, 5, 7
+SHAPES = {"image_cls": (V,), "image_seq": (V, K), "text_cls": (), "text_seq": (L,)}
 TEXT_LENGTHS = (5, 2, 3, 4, 1, 3)
 WEIGHTS = {
     "no padding": (1, 1, 1, 1, 1, 1),
@@ -50,26 +52,30 @@ class Towers(nn.Module):
         self.image = nn.Parameter(torch.randn(WIDTH, D, dtype=torch.float64, generator=generator))
         self.text = nn.Parameter(torch.randn(WIDTH, D, dtype=torch.float64, generator=generator))
         self.temperature = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+        self.exams = ExamKeys()
+        self.drops = nn.ModuleDict({name: KeyedDropout(name, 0.3, self.exams) for name in SHAPES})
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.exams.keys = batch["mask_keys"]
+        batch = {**batch, **{name: drop(batch[name]) for name, drop in self.drops.items()}}
         outputs = {name: batch[name] @ self.image for name in ("image_cls", "image_seq")}
         outputs |= {name: (batch[name] @ self.text).tanh() for name in ("text_cls", "text_seq")}
-        return {**outputs, "token_mask": batch["token_mask"], "temperature": self.temperature}
+        return {**outputs, "temperature": self.temperature}
 
 
 def make_batch(rows: slice, weights: tuple[int, ...]) -> dict[str, Tensor]:
     """Exams ``rows``; texts only as long as these exams need."""
     generator = torch.Generator().manual_seed(1)
-    shapes = {"image_cls": (V,), "image_seq": (V, K), "text_cls": (), "text_seq": (L,)}
     batch = {
         name: torch.randn(N, *shape, WIDTH, dtype=torch.float64, generator=generator)[rows]
-        for name, shape in shapes.items()
+        for name, shape in SHAPES.items()
     }
     y = torch.randn(N, A, dtype=torch.float64, generator=generator)
     y[1] = 0
     length = max(TEXT_LENGTHS[rows])
     batch["text_seq"] = batch["text_seq"][:, :length]
     batch["token_mask"] = (torch.arange(L) < torch.tensor(TEXT_LENGTHS)[:, None])[rows, :length]
+    batch["mask_keys"] = torch.arange(100, 100 + N)[rows]
     return {**batch, "attributes": y[rows], "weights": torch.tensor(weights, dtype=torch.float32)[rows]}
 
 
@@ -90,15 +96,17 @@ def train_step(
         return align_losses(
             config,
             outputs,
-            token_mask=outputs["token_mask"],
             attributes=batch["attributes"],
             label_temperature=3.0,
             weights=batch["weights"],
             gather=gather,
         )
 
+    def forward(piece: dict[str, Tensor]) -> dict[str, Tensor]:
+        return condense_outputs(config, towers(piece), token_mask=piece["token_mask"])
+
     total, _ = backward_cached(
-        towers, micro, loss, lambda loss, last: torch.autograd.backward(loss), batch_level=("temperature",)
+        forward, micro, loss, lambda loss, last: torch.autograd.backward(loss), batch_level=("temperature",)
     )
     zero = torch.zeros((), dtype=torch.float64)
     return total, [zero if value.grad is None else value.grad for value in towers.parameters()]

@@ -11,8 +11,7 @@ import torch
 
 from prima_ray.base import PrimaError
 from prima_ray.training import launch as launch_module
-from prima_ray.training.cluster import check_budget
-from prima_ray.training.config import RayContextConfig
+from prima_ray.training.leaving import Doorbell, GroupLeaves
 from prima_ray.training.task import AgreedError
 from tests.unit.training.toys import curve, make_job
 
@@ -69,6 +68,9 @@ class _Context:
     world_size = 2
     rank = 1
 
+    def __init__(self, *, heeds_notices: bool) -> None:
+        assert heeds_notices
+
 
 @pytest.mark.parametrize(("kind", "raises"), [(PrimaError, True), (AgreedError, False)])
 def test_a_worker_leaves_word_of_a_mistake_and_raises_only_where_others_wait(
@@ -83,48 +85,29 @@ def test_a_worker_leaves_word_of_a_mistake_and_raises_only_where_others_wait(
     monkeypatch.setattr(launch_module, "train", fail)
     if raises:
         with pytest.raises(PrimaError, match="too far"):
-            launch_module._ray_worker({"job": job})
+            launch_module._ray_worker({"job": job, "heeds_notices": True})
     else:
-        launch_module._ray_worker({"job": job})
+        launch_module._ray_worker({"job": job, "heeds_notices": True})
     found = launch_module._mistake(job)
     assert str(found) == "there: too far\n  Come back."
     # The group that Ray starts again does not run into the same mistake.
-    launch_module._ray_worker({"job": job})
+    launch_module._ray_worker({"job": job, "heeds_notices": True})
 
 
-@pytest.mark.parametrize(
-    ("resources", "workers", "context", "message"),
-    [
-        (
-            {"CPU": 2.0},
-            2,
-            {"cpus_per_worker": 1},
-            "2 workers of 1 CPUs leave 0 of the cluster's 2 CPUs to Ray Data, which needs at least 1: training would "
-            "wait for ever\n  Lower num_workers or context.cpus_per_worker, or add a node.",
-        ),
-        (
-            {"CPU": 8.0, "GPU": 1.0},
-            2,
-            {"gpus_per_worker": 1},
-            "2 workers of 1 GPUs want more than the cluster's 1\n"
-            "  Lower num_workers or context.gpus_per_worker, or add a node.",
-        ),
-        ({"CPU": 2.0}, 2, {"cpus_per_worker": 0.5}, None),
-    ],
-)
-def test_a_job_that_would_wait_for_ever_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    resources: dict[str, float],
-    workers: int,
-    context: dict[str, Any],
-    message: str | None,
+@pytest.mark.parametrize("case", ["finished", "rung", "left"])
+def test_a_group_that_left_by_itself_tells_the_controller(
+    tmp_path: Path, toy_shards: str, monkeypatch: pytest.MonkeyPatch, case: str
 ):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    config = RayContextConfig.model_validate(context)
-    if message is None:
-        check_budget(config, num_workers=workers)
-        return
-    with pytest.raises(PrimaError) as caught:
-        check_budget(config, num_workers=workers)
-    assert str(caught.value) == message
+    bell = Doorbell()
+    if case == "rung":
+        bell.ring()
+    monkeypatch.setattr(launch_module, "DOORBELL", bell)
+    monkeypatch.setattr(launch_module, "RayContext", _Context)
+    monkeypatch.setattr(launch_module, "train", lambda *_: case == "finished")
+    worker = {"job": make_job(tmp_path / "run", toy_shards), "heeds_notices": True}
+    if case == "left":
+        with pytest.raises(GroupLeaves):
+            launch_module._ray_worker(worker)
+    else:
+        launch_module._ray_worker(worker)
+    assert bell.answered, "whoever rang is waiting"

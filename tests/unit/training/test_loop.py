@@ -19,6 +19,7 @@ from prima_ray.data.stream import local_batches
 from prima_ray.training.checkpoint import load_best, load_last
 from prima_ray.training.config import SelectionConfig
 from prima_ray.training.contexts import LocalContext
+from prima_ray.training.leaving import Notice
 from prima_ray.training.loop import TrainingJob, train
 from prima_ray.training.tracking import Tracker
 from tests.unit.training.toys import Classify, Contrast, Net, curve, make_job, read_lines
@@ -161,7 +162,7 @@ def test_every_exam_once_an_epoch_and_the_ids_are_logged_where_asked(make: Make,
     other = make("silent", max_steps=1)
     run(other)
     assert set(read_lines(other.run / "steps.jsonl")[0]) == {
-        *("step", "epoch", "lr", "world_size", "seconds", "loss", "double_loss", "grad_norm")
+        *("step", "epoch", "lr", "world_size", "seconds", "time", "loss", "double_loss", "grad_norm")
     }
 
 
@@ -210,6 +211,41 @@ def test_steps_after_the_last_checkpoint_are_taken_again_and_stand_once(make: Ma
     monkeypatch.undo()
     assert run(broken) == expected
     assert read_lines(broken.run / "starts.jsonl")[1]["replayed_steps"] == 3
+    # What was lost with the worker is told of, as it was the first time.
+    lost = read_lines(broken.run / "replayed.jsonl")
+    assert [(line["step"], line["loss"]) for line in lost] == [(4, expected[3]), (5, expected[4])]
+
+
+class Told(LocalContext):
+    """A worker that hears notices at certain steps."""
+
+    def __init__(self, notices: Mapping[int, Notice]) -> None:
+        super().__init__("cpu")
+        self._notices, self._step, self.num_heeded = notices, 0, 0
+
+    def notice(self) -> Notice:
+        self._step += 1
+        return self._notices.get(self._step, Notice.NONE)
+
+    def heeded(self) -> None:
+        self.num_heeded += 1
+
+
+def test_a_notice_is_a_checkpoint_and_a_call_to_leave_the_end_of_this_group(make: Make):
+    whole, told = make("whole"), make("told")
+    expected = run(whole)
+    context = Told({4: Notice.SAVE, 5: Notice.LEAVE})
+    assert train(told, context) is False
+    assert context.num_heeded == 1
+    assert curve(told.run) == expected[:5]
+    assert "save" not in read_lines(told.run / "steps.jsonl")[0]
+    kept = sorted(folder.name for folder in (told.run / "checkpoints").iterdir())
+    assert kept == ["step-00000003", "step-00000004", "step-00000005"]
+    assert train(told, CPU) is True
+    assert curve(told.run) == expected
+    starts = read_lines(told.run / "starts.jsonl")
+    assert [(line["from_step"], line["replayed_steps"]) for line in starts] == [(0, 0), (5, 0)]
+    assert_same_state(told.run, whole.run)
 
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(
@@ -370,7 +406,7 @@ def test_an_unknown_metric_names_those_that_there_are(make: Make):
 @pytest.mark.parametrize(
     ("layer", "what"),
     [
-        (nn.Dropout(0.1), "the layer top drops at random (p 0.1), which would depend on the worker that draws"),
+        (nn.Dropout2d(0.1), "the layer top drops at random (p 0.1), which would depend on the worker that draws"),
         (nn.BatchNorm1d(2), "the layer top is a batch norm, which mixes the exams of a worker's batch"),
     ],
 )

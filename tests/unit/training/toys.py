@@ -113,6 +113,9 @@ class Contrast:
     def batch_weight(self, batch: ImageTextBatch) -> Tensor:
         raise TypeError
 
+    def condense(self, outputs: Mapping[str, Tensor], batch: ImageTextBatch) -> dict[str, Tensor]:
+        return dict(outputs)
+
     def loss(
         self, outputs: Mapping[str, Tensor], batch: ImageTextBatch, *, gather: Gather | None, total_weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
