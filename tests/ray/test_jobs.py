@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -29,8 +30,8 @@ DEADLINE_S = 240
 ATTEMPTS = 3
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
+def free_ports(num: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(num)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
     ports = [each.getsockname()[1] for each in sockets]
@@ -39,10 +40,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def until(reached: Callable[[], bool], what: str) -> None:
+def until(reached: Callable[[], bool], what: Callable[[], str], *, over: Callable[[], bool] = lambda: False) -> None:
+    """Wait; `over` says that waiting is no use any more, and is asked now and then: a job's status costs seconds."""
     deadline = time.monotonic() + DEADLINE_S
-    while not reached():
-        assert time.monotonic() < deadline, what
+    for turn in count(1):
+        if reached():
+            return
+        assert time.monotonic() < deadline, what()
+        assert turn % 20 or not over(), what()
         time.sleep(0.5)
 
 
@@ -134,7 +139,7 @@ def start_once(folder: Path, environment: dict[str, str], temp: str) -> tuple[st
     with (folder / "start.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{ports[0]}"
-    until(lambda: process.poll() is not None or refuses_strangers(address), "the job server does not answer")
+    until(lambda: process.poll() is not None or refuses_strangers(address), lambda: "the job server does not answer")
     return address, process
 
 
@@ -161,7 +166,7 @@ def shards(server: Server, raw: Path, tmp_path_factory: pytest.TempPathFactory) 
     done = server.submit(
         "--submission-id", "ingest", "--", sys.executable, ROOT / "jobs/ingest.py",
         ROOT / "jobs/configs/phantoms/ingest.yaml", "--set", f"out={out}", "--set", f"source.table={raw}/metadata.csv",
-        "--set", f"source.images={raw}/images", "--set", "folds.count=2",
+        "--set", f"source.images={raw}/images", "--set", "folds.count=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.info("ingest") == ("SUCCEEDED", 0)
@@ -217,7 +222,11 @@ def test_a_stopped_job_says_so_and_is_taken_up_when_it_is_submitted_again(
     submitted = server.submit("--submission-id", "first", "--runtime-env", runtime_env, "--no-wait", *command)
     assert submitted.returncode == 0
     steps = out / "steps.jsonl"
-    until(lambda: steps.exists() and steps.read_text().count("\n") > 10, "\n".join(server.lines("first")))
+    until(
+        lambda: steps.exists() and steps.read_text().count("\n") > 10,
+        lambda: "\n".join(server.lines("first")),
+        over=lambda: server.info("first")[0] in ("FAILED", "SUCCEEDED"),
+    )
     assert server.ray("stop", "--address", server.address, "first").returncode == 0
     assert server.info("first")[0] == "STOPPED"
     assert server.lines("first")[-1] == "prima: stopped; the same command continues where it can"
