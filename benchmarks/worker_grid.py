@@ -191,7 +191,8 @@ def raw_config(stage: str, shards: str, models: dict[str, str], folder: Path) ->
         "text_tower": {**text, "trainable": "frozen"},
         "feature_store": {"variants": 2},
         "fusion": {"kind": "qwen3", "path": models["qwen3"], "trainable": "lora", "lora": {"rank": 4, "dropout": 0.1}},
-        "optimizer": {"lr": 1e-2, "clip_norm": CLIP},
+        # At twice the rate the loss falls less, and rounding grows twenty times as much.
+        "optimizer": {"lr": 5e-3, "clip_norm": CLIP},
     }
 
 
@@ -347,8 +348,10 @@ CORNER = [
     Cell("align", "zero2", 2),
     Cell("align", "torch", 3),
     Cell("align", "zero3", 3),
+    Cell("fuse", REFERENCE, 1),
+    Cell("fuse", "zero1", 2),
 ]
-"""What tests/distributed runs. Not fuse: its curve still differs by more than what is asked (docs/exactness.md)."""
+"""What tests/distributed runs."""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
