@@ -8,11 +8,12 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from prima_ray.base import PrimaError, json_text
@@ -23,7 +24,7 @@ from prima_ray.training.config import RayContextConfig
 from prima_ray.training.contexts import LocalContext, RayContext
 from prima_ray.training.leaving import DOORBELL, GroupLeaves, is_plain
 from prima_ray.training.loop import TrainingJob, train
-from prima_ray.training.shared_folder import check_shared
+from prima_ray.training.shared_folder import MARK, UNSEEN, check_shared, leave_mark, not_shared, sees_mark
 from prima_ray.training.task import AgreedError
 
 _MISTAKE = "mistake.json"
@@ -76,6 +77,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     connect(context, num_workers=job.config.worker_range[1])
     check_before_workers(job.config, view())
     check_shared(job.address)
+    mark = leave_mark(job.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
@@ -92,7 +94,7 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
     storage = Folder.at(job.address).folder("ray")
     trainer = Trainer(
         _ray_worker,
-        train_loop_config={"job": job, "heeds_notices": not is_plain()},
+        train_loop_config={"job": job, "mark": mark, "heeds_notices": not is_plain()},
         scaling_config=ScalingConfig(use_gpu=gpus > 0, resources_per_worker=resources, **elastic),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
@@ -108,6 +110,9 @@ def _launch_ray(job: TrainingJob, context: RayContextConfig) -> None:
             trainer.fit()
     except Exception as error:
         raise _mistake(job) or error from None
+    finally:
+        with suppress(OSError, pa.ArrowException):
+            Folder.at(job.address).remove(MARK)
     mistake = _mistake(job)
     if mistake:
         raise mistake
@@ -135,7 +140,17 @@ def _ray_worker(config: dict[str, Any]) -> None:
         # The group was restarted after a mistake of the user's: trying again would end the same way.
         return
     context = RayContext(heeds_notices=config["heeds_notices"])
+    sees = sees_mark(job.address, config["mark"])
+    blind = context.gather_objects([] if sees else [context.name.partition(":")[0]])
+    if blind and not sees:
+        if len(blind) == context.world_size:
+            raise not_shared(job.address, dict.fromkeys(blind, UNSEEN))
+        # Those that see the folder tell: what is written here would not be found.
+        return
     try:
+        if blind:
+            told = not_shared(job.address, dict.fromkeys(blind, UNSEEN))
+            raise AgreedError(told.what, where=told.where, mend=told.mend)
         with _scratch(job) as mine:
             finished = train(mine, context)
         DOORBELL.answer()

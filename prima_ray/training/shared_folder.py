@@ -18,6 +18,9 @@ from prima_ray.base import PrimaError
 from prima_ray.data.storage import Folder, reaching, reason
 
 _log = logging.getLogger(__name__)
+MARK = ".driver"
+"""A file of the run directory, as long as a driver lives."""
+UNSEEN = "what another machine wrote there is not seen; it is on a disk of one machine"
 _ANSWER_S = 60.0
 _APPEARS_S = 5.0
 """How long a mount may take to show a file that another machine wrote."""
@@ -84,6 +87,30 @@ def nodes_without(address: str) -> dict[str, str]:
     return {others[node]: why for node, why in found.items() if why}
 
 
+def leave_mark(address: str) -> str:
+    """Write into a folder what a worker must see there before it trains; returns the mark.
+
+    Raises:
+        PrimaError: this process cannot write there.
+    """
+    mark = uuid.uuid4().hex
+    with reaching(address, "this folder cannot be written to"):
+        Folder.at(address).write(MARK, mark.encode())
+    return mark
+
+
+def sees_mark(address: str, mark: str) -> bool:
+    """Asked by a worker: its node may have joined after `check_shared`, and hold an older copy of the folder."""
+    home, deadline = Folder.at(address), time.monotonic() + _APPEARS_S
+    while True:
+        with suppress(OSError, pa.ArrowException):
+            if home.read(MARK) == mark.encode():
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
 def _verdict(home: Folder, task: object, reply: str, is_ready: bool) -> str | None:
     import ray
 
@@ -106,7 +133,7 @@ def _answer(address: str, name: str, reply: str) -> str | None:
     home = Folder.at(address)
     try:
         if not _appears(home, name):
-            return "what another machine wrote there is not seen; it is on a disk of one machine"
+            return UNSEEN
         home.write(reply, reply.encode())
     except (OSError, pa.ArrowException) as error:
         return reason(error)
