@@ -18,6 +18,7 @@ from prima_ray.base import InputPath, StrictConfig
 from prima_ray.config import load_config
 from prima_ray.data.plan import ExamIndex, num_steps
 from prima_ray.stages import align, finetune, fuse
+from prima_ray.stages.elastic_answers import answer_difference
 from prima_ray.stages.elastic_drive import Drive
 from prima_ray.stages.elastic_report import write_report
 from prima_ray.stages.elastic_schedule import EventConfig, ScheduleConfig, resolve_schedule
@@ -109,10 +110,13 @@ def run(config: ElasticConfig) -> Path:
         # Half an experiment has no events to show for what happened; the training is done again.
         shutil.rmtree(folder / "elastic", ignore_errors=True)
         happened = _drive(config, elastic, folder / "elastic", nodes=config.start_nodes, events=events)
+        shards: str = training.inputs.shards  # type: ignore[attr-defined]
+        difference = answer_difference(folder / "elastic", folder / "fixed", stage=config.stage, shards=shards)
         write_report(
             mine.path,
             stage=config.stage,
             happened=happened,
+            answer_difference=difference,
             tolerance=config.loss_tolerance,
             global_batch=training.global_batch,
             facts={
@@ -123,7 +127,6 @@ def run(config: ElasticConfig) -> Path:
                 "Ray": "at its defaults" if config.plain_ray else "with our settings (docs/elastic.md)",
             },
         )
-        shards: str = training.inputs.shards  # type: ignore[attr-defined]
         finish_run(mine, seed=config.seed, inputs={"shards": shards})
         return mine.path
 
