@@ -7,7 +7,7 @@ sentences and the same sizes, and the same encoder as its embedding model, in ba
 memory and nothing is written, and its model is loaded beforehand. "Steady" leaves the start of the actors out: it
 counts from the first committed part on.
 
-    python benchmarks/indexing.py [--documents 4000] [--pairs 7] [--quick]
+    python benchmarks/indexing.py [--documents 600] [--pairs 7] [--quick]
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from prima_ray.knowledge.indexing import PART_LETTERS, RunParts, run_here, updat
 from prima_ray.knowledge.splitting import ChunkConfig, Splitter
 from prima_ray.training.quiet import quiet_worker, runtime_env
 
-BATCH = 32
+BATCH = 8
+"""What an `Embedder` takes at a time on a CPU."""
 
 
 def ours(
@@ -97,7 +98,7 @@ def llama(documents: Sequence[Document], config: IndexConfig, embedder: Embedder
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
     found = parser(__doc__, shards=False)
-    found.add_argument("--documents", type=int, default=4000, help="MedQuAD answers (default %(default)s)")
+    found.add_argument("--documents", type=int, default=600, help="MedQuAD answers (default %(default)s)")
     found.add_argument("--actors", type=int, help="default: one a CPU, or a GPU where there is one")
     arguments = parse(found, argv, documents=60)
     if absent("indexing"):
