@@ -4,7 +4,7 @@
 is timed is all of it: staging, starting the actors (which load the model), cutting, embedding, LanceDB, BM25, the
 commit. *local*: the same in this process. *llama*: `IngestionPipeline` with LlamaIndex's `SentenceSplitter`, its own
 sentences and the same sizes, and the same encoder as its embedding model, in batches as large; its nodes stay in
-memory and nothing is written, and its model is loaded beforehand. "Steady" leaves the start of the actors out: it
+memory and nothing is written, and its model is loaded beforehand. All have the same priority. "Steady" leaves the start of the actors out: it
 counts from the first committed part on.
 
     python benchmarks/indexing.py [--documents 600] [--pairs 7] [--quick]
@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import ray.data
 
     quiet_worker()
+    # Ray's workers would stand behind whatever else the machine does, and the pipeline in this process would not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False, runtime_env=runtime_env()
     )
