@@ -4,8 +4,8 @@
 is timed is all of it: staging, starting the actors (which load the model), cutting, embedding, LanceDB, BM25, the
 commit. *local*: the same in this process. *llama*: `IngestionPipeline` with LlamaIndex's `SentenceSplitter`, its own
 sentences and the same sizes, and the same encoder as its embedding model, in batches as large; its nodes stay in
-memory and nothing is written, and its model is loaded beforehand. All have the same priority. "Steady" leaves the start of the actors out: it
-counts from the first committed part on.
+memory and nothing is written, and its model is loaded beforehand. All have the same priority. "Steady" leaves the start
+of the actors out: it counts from the first committed part on.
 
     python benchmarks/indexing.py [--documents 600] [--pairs 7] [--quick]
 """
