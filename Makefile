@@ -34,7 +34,7 @@ demo: setup ## every stage on generated data with small models, in minutes
 
 .PHONY: test
 test: setup lint types imports ## everything that can be tested on this machine
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n 2 --dist loadgroup
 
 .PHONY: check
 check: setup lint types imports unit ## what to run before every commit
