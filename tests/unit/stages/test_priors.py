@@ -19,7 +19,7 @@ from prima_ray.base import PrimaError, StrictConfig, read_json
 from prima_ray.data.description import DataSetConfig
 from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.inference.diagnosis import Diagnoser
-from prima_ray.inference.explanation import UNVETTED
+from prima_ray.inference.explanation import PLACES, UNVETTED
 from prima_ray.inference.predictor import Exam
 from prima_ray.knowledge.corpus import Corpus
 from prima_ray.knowledge.priors import PriorsConfig
@@ -202,7 +202,7 @@ def test_the_run_explains_itself_with_nothing_else_at_hand(trained: dict[str, Pa
     on = {item.diagnosis: (item.attribute, item.vetted) for item in found.explanation.evidence}
     known = {"BCC": ("itch", False), "NEV": ("age", True)}
     assert on == {name: known[name] for name in found.prediction_set if name in known}
-    assert found.explanation.notes == ((UNVETTED,) if "BCC" in on else ())
+    assert found.explanation.notes == ((PLACES, UNVETTED) if "BCC" in on else (PLACES,))
     # The same answer without being asked why.
     assert diagnoser.diagnose_one(exam).probabilities == pytest.approx(dict(found.probabilities), abs=1e-6)
     json.dumps(found.as_dict())
