@@ -1,6 +1,6 @@
 """What a run does with photos that it should not answer: altered ones of its own test fold, and foreign ones.
 
-    python benchmarks/strange_photos.py RUN [--shards FOLDER] [--exams 60]
+    python benchmarks/strange_photos.py [RUN] [--shards FOLDER] [--exams 60]
 
 Takes a finished run of fuse or finetune, one photo of each of some exams of its test fold, and asks about the photo as
 it is, about alterations of it, and about pictures of other things with the same exam's attributes. Prints, for every
@@ -115,7 +115,7 @@ def ask(diagnoser: Diagnoser, exams: Sequence[Exam]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", nargs="?", default="runs/pad_ufes_20/fuse")
     parser.add_argument("--shards", help="where the run's shards are now")
     parser.add_argument("--exams", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULT)
