@@ -1,20 +1,22 @@
 """The predictor: a run directory and exams in, probabilities out. Plain Python, no Ray.
 
-It makes its inputs with the collator that training's own evaluation uses, so the two cannot drift apart.
+It makes its inputs with the collator that training's own evaluation uses, so the two cannot drift apart. Probabilities
+are the calibrated ones, everywhere; a model folder of before there was a calibration gives its own, and says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from prima_ray.base import PrimaError
 from prima_ray.data.attributes import normalise_attributes
@@ -25,12 +27,20 @@ from prima_ray.data.fetched import local_copy
 from prima_ray.data.images import ImageRejected, decode_image
 from prima_ray.data.metadata import describe, expand_names, text_attributes
 from prima_ray.data.schema import SHARD_SCHEMA
-from prima_ray.inference.bundle import BundleConfig, load_bundle, read_bundle_config
+from prima_ray.inference.appearance import pixels_of
+from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
+from prima_ray.inference.calibration import Calibration
 from prima_ray.models.classifier import ImageClassifier
-from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads, image_features
 from prima_ray.models.fusion import MlpFusion, Qwen3Fusion
 from prima_ray.models.image_tower import ImageTower
 from prima_ray.models.text_tower import TextTower
+
+_log = logging.getLogger(__name__)
+UNCALIBRATED = (
+    "this model was saved without a calibration: its probabilities are as it gives them, and prediction sets hold "
+    "every class (train its stage again)"
+)
 
 
 @dataclass(frozen=True)
@@ -48,17 +58,29 @@ class Predictor:
     """A loaded model. Its answer for an exam does not depend on the other exams of the call."""
 
     def __init__(
-        self, config: BundleConfig, model: nn.Module, encoder: FeatureEncoder | None, device: str, *, run: str | Path
+        self,
+        bundle: Bundle,
+        model: nn.Module,
+        encoder: FeatureEncoder | None,
+        device: str,
+        *,
+        run: str | Path,
+        heads: ProjectionHeads | None = None,
     ) -> None:
         self.run = run
         """Where the model is from, for messages."""
-        self.config = config
+        self.bundle = bundle
+        self.config = config = bundle.config
+        self.calibration = bundle.calibration or Calibration.none(notes=[UNCALIBRATED])
         self.device = torch.device(device)
+        self.heads = heads.eval().to(self.device) if heads else None
         self._model = model.eval().to(self.device)
         self._encoder = encoder.eval().to(self.device) if encoder else None
         text, tokenizer = None, None
         if encoder is not None:
             text, tokenizer = config.text, encoder.text_tower.config.tokenizer()
+        self.tokenizer = tokenizer
+        """None for a model of photos alone."""
         self._collate = Collator(
             data_set=config.data_set, seed=0, train=False, views=config.views, text=text, tokenizer=tokenizer
         )
@@ -73,18 +95,35 @@ class Predictor:
         check_diagnoses(run)
         folder = local_copy(run) / "model"
         bundle = load_bundle(folder)
+        if bundle.calibration is None:
+            _log.warning("%s: %s", run, UNCALIBRATED)
+        return cls.of(bundle, device=device, run=run, folder=folder)
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, device: str, run: str | Path, folder: Path) -> Self:
+        """Of a model folder in memory.
+
+        Args:
+            run: where it is from, for messages.
+            folder: the model folder itself.
+
+        Raises:
+            PrimaError: its parts are not what its description says.
+        """
         parts = bundle.components
         if bundle.config.kind == "finetune":
             _check_classes(bundle.config, parts["classifier"], where=folder)
-            return cls(bundle.config, parts["classifier"], None, device, run=run)
+            return cls(bundle, parts["classifier"], None, device, run=run)
         image, text, heads = parts["image_tower"], parts["text_tower"], parts.get("heads")
         if not isinstance(image, ImageTower) or not isinstance(text, TextTower):
             raise PrimaError("the towers are not what config.json says", where=folder)
-        wanted = bundle.config.features == "projected"
-        if wanted != (heads is not None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
+        projected = bundle.config.features == "projected"
+        if (projected and heads is None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
             raise PrimaError("the heads are not what config.json says", where=folder)
         _check_classes(bundle.config, parts["fusion"], where=folder)
-        return cls(bundle.config, parts["fusion"], FeatureEncoder(image, text, heads), device, run=run)
+        # Of a model that reads the backbones' features the heads are there to explain it.
+        encoder = FeatureEncoder(image, text, heads if projected else None)
+        return cls(bundle, parts["fusion"], encoder, device, run=run, heads=heads)
 
     @property
     def data_set(self) -> DataSetConfig:
@@ -95,6 +134,19 @@ class Predictor:
     def uses_attributes(self) -> bool:
         """False for a model of photos alone."""
         return self._encoder is not None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the image tokens."""
+        return self._image_tower.grid
+
+    @property
+    def _image_tower(self) -> ImageTower:
+        if self._encoder is not None:
+            return self._encoder.image_tower
+        if not isinstance(self._model, ImageClassifier):
+            raise TypeError(f"a {type(self._model).__name__} reads features that nothing makes")
+        return self._model.image_tower
 
     @property
     def read_attributes(self) -> tuple[str, ...]:
@@ -166,41 +218,83 @@ class Predictor:
 
     def predict_tables(self, tables: Iterable[pa.Table], *, masked: Collection[str] = ()) -> NDArray[np.float64]:
         """The same for tables with the columns of the shard schema, a batch a table."""
-        found = [self.predict_batch(self._collated(table, masked)) for table in tables]
+        found = [self.predict_batch(self.collate(table, masked)) for table in tables]
         if not found:
             return np.zeros((0, len(self.data_set.classes)))
         return np.concatenate(found)
 
-    def _collated(self, table: pa.Table, masked: Collection[str]) -> ImageTextBatch:
+    def collate(
+        self, table: pa.Table, masked: Collection[str] = (), *, part: Literal["photos", "text"] | None = None
+    ) -> ImageTextBatch:
+        """Rows of the shard schema -> the batch that the model reads, on the CPU: photos decoded, texts tokenized.
+
+        Args:
+            part: the photos alone, or the text alone.
+
+        Raises:
+            PrimaError: a photo cannot be decoded.
+        """
         collate = self._collate
+        if part == "photos":
+            collate = replace(collate, text=None, tokenizer=None)
+        elif part == "text":
+            collate = replace(collate, views=None)
         if masked and collate.text is not None:
             text = collate.text.model_copy(update={"masked": (*collate.text.masked, *sorted(masked))})
             collate = replace(collate, text=text)
         return collate(table)
 
-    @torch.inference_mode()
     def predict_batch(self, batch: ImageTextBatch) -> NDArray[np.float64]:
-        """Probabilities (N, C) of a collated batch."""
+        """Calibrated probabilities (N, C) of a collated batch."""
+        return self.calibration.probabilities(self.logits(self.encode(batch)))
+
+    @torch.inference_mode()
+    def encode(self, batch: ImageTextBatch) -> ImageTextBatch:
+        """The batch on the model's device, with the features of the frozen towers in it."""
+        batch = self.encode_images(batch)
+        return batch if self._encoder is None else self.encode_texts(batch)
+
+    @torch.inference_mode()
+    def encode_texts(self, batch: ImageTextBatch) -> ImageTextBatch:
+        """The same of the texts alone, for a model that reads them."""
+        if self._encoder is None:
+            raise TypeError("a model of photos alone reads no texts")
+        batch = batch.to(self.device)
+        found = self._encoder.encode_texts(batch)
+        return replace(batch, text_cls=found["text_cls"], text_seq=found["text_seq"])
+
+    @torch.inference_mode()
+    def encode_images(self, batch: ImageTextBatch) -> ImageTextBatch:
+        """The same of the photos alone."""
         batch = batch.to(self.device)
         if self._encoder is not None:
-            seen = self._encoder(batch)
-            batch = replace(
-                batch,
-                image_cls=seen["image_cls"],
-                image_seq=seen["image_seq"],
-                text_cls=seen["text_cls"],
-                text_seq=seen["text_seq"],
-            )
-        logits: Tensor = self._model(batch)["logits"]
-        probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
-        if not np.isfinite(probabilities).all():
+            found = self._encoder.encode_images(batch)
+            return replace(batch, image_cls=found["image_cls"], image_seq=found["image_seq"])
+        image_cls, image_seq = image_features(self._image_tower, batch)
+        return replace(batch, image_cls=image_cls, image_seq=image_seq)
+
+    def views_of(self, batch: ImageTextBatch, row: int) -> NDArray[np.float32]:
+        """(V, S, S, 3) RGB in 0-1: what the model reads of an exam's photos, of a collated batch on the CPU."""
+        if batch.images is None or batch.image_mask is None:
+            raise ValueError("the batch has no photos")
+        return pixels_of(batch.images[row][batch.image_mask[row]], self.config.views)
+
+    @torch.inference_mode()
+    def logits(self, batch: ImageTextBatch) -> NDArray[np.float64]:
+        """Logits (N, C) of an encoded batch, as the model gives them.
+
+        Raises:
+            PrimaError: they are not numbers.
+        """
+        found: NDArray[np.float64] = self._model(batch)["logits"].double().cpu().numpy()
+        if not np.isfinite(found).all():
             raise PrimaError(
                 "the model gives probabilities that are not numbers (NaN): its weights are damaged, or its training "
                 "diverged",
                 where=self.run,
                 mend="Copy the run again, or train it again.",
             )
-        return probabilities
+        return found
 
 
 def _check_classes(config: BundleConfig, model: nn.Module, *, where: Path) -> None:

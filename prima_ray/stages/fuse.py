@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,10 +13,14 @@ from prima_ray.base import InputPath, StrictConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.views import ViewConfig
-from prima_ray.inference.bundle import component_folder, save_bundle
+from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
+from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.familiarity import FamiliarityConfig
 from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
+from prima_ray.models.store import load_component
 from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.stages.answers import complete, corpus_of, read_evidence
 from prima_ray.stages.priors import inherited_description
 from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import (
@@ -23,6 +28,7 @@ from prima_ray.stages.training import (
     Trained,
     check_pixels,
     check_view_size,
+    driver_context,
     feature_root,
     predict_held_out,
     run_training,
@@ -40,6 +46,8 @@ class FuseInputs(StrictConfig):
     """Gives the text tower, the heads, and the image tower unless `finetune` does."""
     finetune: InputPath | None = None
     """Gives the image tower."""
+    corpus: InputPath | None = None
+    """Whose entries answers show as evidence; `null`: the one that `align` read."""
 
 
 class FuseConfig(TrainingConfig):
@@ -60,6 +68,8 @@ class FuseConfig(TrainingConfig):
     losses: ClassificationLossConfig = ClassificationLossConfig()
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5, weight_decay=3e-2))
     selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
+    calibration: CalibrationConfig = CalibrationConfig()
+    familiarity: FamiliarityConfig = FamiliarityConfig()
 
     @model_validator(mode="after")
     def _check_fuse(self) -> Self:
@@ -90,15 +100,21 @@ def run(config: FuseConfig) -> Path | str:
     if config.fusion.kind == "qwen3":
         config.fusion.check_architecture()
     check_pixels(config.views, tower=config.image_tower, parents=parents.values())
+    # Found damaged now rather than when training is over.
+    corpus = corpus_of(config.inputs.align, config.inputs.corpus)
     # A folder that the tower names is a parent like any other: it may be of an unvetted run.
     encoder = config.text_tower.folder if config.text_tower else None
     return run_training(
         config,
         stage="fuse",
         shards=config.inputs.shards,
-        inputs={**parents, **({"text_encoder": encoder} if encoder else {})},
+        inputs={
+            **parents,
+            **({"text_encoder": encoder} if encoder else {}),
+            **({"corpus": corpus} if corpus else {}),
+        },
         make_task=lambda plan: make_task(config, plan),
-        save=lambda trained: _save(config, trained),
+        save=lambda trained: _save(config, trained, corpus),
         labelled=True,
     )
 
@@ -143,22 +159,31 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
     )
 
 
-def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
-    figures = predict_held_out(trained, config)
+def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str, Any]:
+    align, names = config.inputs.align, trained.plan.index.manifest.data_set.class_names
+    held_out = predict_held_out(
+        trained, config, lambda scores, labels: fit_calibration(scores, labels, names, config.calibration)
+    )
     towers = tower_sources(config).build()
-    heads = {"heads": towers.heads} if towers.heads else {}
-    save_bundle(
-        trained.plan.run.path / "model",
+    # Of features that do not pass them the heads are kept to explain them: two small matrices.
+    heads = towers.heads or (load_component(component_folder(align, "heads")) if align else None)
+    bundle = Bundle.of(
         kind="fuse",
-        data_set=inherited_description(trained.plan.index.manifest.data_set, config.inputs.align),
+        data_set=inherited_description(trained.plan.index.manifest.data_set, align),
         text=config.text,
         views=config.views,
         features=config.features,
         components={
             "image_tower": towers.image_tower,
             "text_tower": towers.text_tower,
-            **heads,
+            **({"heads": heads} if heads else {}),
             "fusion": trained.model,
         },
+        tuned_after_alignment=heads is not None and config.inputs.finetune is not None,
+        calibration=held_out.calibration,
     )
-    return figures
+    bundle = replace(bundle, evidence=read_evidence(corpus, bundle, parents=[align] if align else []))
+    device = str(driver_context(config).device)
+    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
+    save_bundle(trained.plan.run.path / "model", bundle)
+    return {**held_out.figures, "familiarity": familiarity}
