@@ -58,8 +58,11 @@ class ClusterView:
         return sum(map(on, self.nodes))
 
 
-def connect(context: RayContextConfig, *, num_workers: int) -> None:
+def connect(context: RayContextConfig, *, num_workers: int, loopback: bool = False) -> None:
     """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
+
+    Args:
+        loopback: the ports of one that is started here are on loopback alone.
 
     Raises:
         PrimaError: there is no cluster at the address.
@@ -74,7 +77,7 @@ def connect(context: RayContextConfig, *, num_workers: int) -> None:
         if address:
             _join(address)
         else:
-            _start(planned_cpus(context, num_workers=num_workers))
+            _start(planned_cpus(context, num_workers=num_workers), loopback=loopback)
     quiet_worker()
 
 
@@ -130,7 +133,7 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _start(num_cpus: int) -> None:
+def _start(num_cpus: int, *, loopback: bool) -> None:
     import ray
 
     # "local": without an address Ray would look for a cluster that somebody started on this machine.
@@ -138,6 +141,7 @@ def _start(num_cpus: int) -> None:
         try:
             ray.init(
                 address="local",
+                _node_ip_address="127.0.0.1" if loopback else None,
                 num_cpus=num_cpus,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
