@@ -1,7 +1,6 @@
 """On Ray Serve: a model deployment that batches across requests, an engine that asks it, an ingress with the same app.
 
-A model is a Serve application of its own, named after what it is (`model-3f1c0d9a`); whoever asks holds a handle to one of
-them. A new model is another application: it is started, looked at, and only then asked (`ServeEngine.use`), so no
+A model is a Serve application of its own, named by whoever starts it; whoever asks holds a handle to one of them. A new model is another application: it is started, looked at, and only then asked (`ServeEngine.use`), so no
 request meets a model that is not there yet, and a broken one is never asked.
 """
 
@@ -13,7 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from prima_ray.base import PrimaError
 from prima_ray.serving.config import RateConfig, ServingConfig
@@ -187,8 +186,7 @@ class ServeEngine:
                 active.idle.set()
         if isinstance(found, PrimaError):
             raise found
-        assert isinstance(found, Answer)
-        return found
+        return cast(Answer, found)
 
     async def check(self) -> None:
         await self._check(self._now().handle)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from prima_ray.base import PrimaError
 from prima_ray.data.description import DataSetConfig
@@ -115,7 +115,7 @@ class LocalEngine:
             self._waiting -= 1
         if isinstance(found, PrimaError):
             raise found
-        return found
+        return cast(Answer, found)
 
     async def check(self) -> None:
         await self._run(self._model.check)

@@ -73,7 +73,7 @@ class Guard:
         call = _Call(scope, send)
         started = time.perf_counter()
         try:
-            await self._admit(scope, call)
+            await self._admit(scope)
             await self._app(scope, receive, call.send)
         except Exception as error:
             await self._failed(call, error, scope, receive)
@@ -96,7 +96,7 @@ class Guard:
                 reason=reason,
             )
 
-    async def _admit(self, scope: Scope, call: _Call) -> None:
+    async def _admit(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), path_of(scope)
         host = _host_name(headers.get("host", ""))
         if self._config.local_only and not is_loopback(host):
@@ -110,7 +110,7 @@ class Guard:
             raise HttpProblem(403, "requests of other sites are not answered", reason="origin")
         key = None
         if path.startswith(_OPEN) and self._config.keys is not None:
-            key = self._key_name(headers)
+            key = _key_name(self._config.keys, headers)
             scope["state"]["key"] = key
         if path.startswith("/v1/diagnoses") and scope["method"] == "POST":
             wait = await self._limiter.wait_s(key or "")
@@ -122,20 +122,6 @@ class Guard:
                     headers={"retry-after": str(max(1, round(wait + 0.5)))},
                     close=True,
                 )
-
-    def _key_name(self, headers: Headers) -> str:
-        assert self._config.keys is not None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        name = self._config.keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
-        if name is None:
-            raise HttpProblem(
-                401,
-                "an API key is needed: `Authorization: Bearer KEY`",
-                reason="key",
-                headers={"www-authenticate": 'Bearer realm="prima"'},
-                close=True,
-            )
-        return name
 
     async def _failed(self, call: _Call, error: Exception, scope: Scope, receive: Receive) -> None:
         problem = as_problem(error)
@@ -191,6 +177,20 @@ def _place(error: BaseException) -> str:
         place = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__} at {place}"
+
+
+def _key_name(keys: KeyRing, headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    name = keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
+    if name is None:
+        raise HttpProblem(
+            401,
+            "an API key is needed: `Authorization: Bearer KEY`",
+            reason="key",
+            headers={"www-authenticate": 'Bearer realm="prima"'},
+            close=True,
+        )
+    return name
 
 
 def path_of(scope: Scope) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import re
 import secrets
 import time
@@ -113,7 +112,7 @@ class KeyRing:
 
     def _seen(self) -> tuple[int, int] | None:
         try:
-            state = os.stat(self._path)
+            state = self._path.stat()
         except OSError:
             return None
         return state.st_mtime_ns, state.st_ino

@@ -119,10 +119,8 @@ def _from_json(body: bytes, limits: LimitsConfig) -> tuple[tuple[bytes, ...], di
 
 def _validated(raw: dict[str, Any]) -> DiagnosisRequest:
     images = raw.get("images")
-    if not images:
-        raise HttpProblem(422, f"a diagnosis needs 1 to {MAX_IMAGES} images", reason="num_images")
-    if isinstance(images, list) and len(images) > MAX_IMAGES:
-        raise HttpProblem(422, f"{len(images)} images; at most {MAX_IMAGES} are read", reason="num_images")
+    if not images or isinstance(images, list):
+        _check_count(len(images or ()))
     try:
         return DiagnosisRequest.model_validate(raw)
     except ValidationError as error:
@@ -135,6 +133,13 @@ def _validated(raw: dict[str, Any]) -> DiagnosisRequest:
         if key.startswith("attributes."):
             message = "expected a text, a number, true, false or null"
         raise HttpProblem(422, f"{key[:80]}: {message}", reason="schema") from None
+
+
+def _check_count(count: int) -> None:
+    if not count:
+        raise HttpProblem(422, f"a diagnosis needs 1 to {MAX_IMAGES} images", reason="num_images")
+    if count > MAX_IMAGES:
+        raise HttpProblem(422, f"{count} images; at most {MAX_IMAGES} are read", reason="num_images")
 
 
 def _decoded(text: str, where: str) -> bytes:
@@ -183,13 +188,7 @@ async def _from_multipart(
                 422, "unknown or repeated part; known: images (files), attributes (JSON), explain", reason="schema"
             )
     await form.close()
-    if not 1 <= len(photos) <= MAX_IMAGES:
-        what = (
-            f"{len(photos)} images; at most {MAX_IMAGES} are read"
-            if photos
-            else f"a diagnosis needs 1 to {MAX_IMAGES} images"
-        )
-        raise HttpProblem(422, what, reason="num_images")
+    _check_count(len(photos))
     explain = fields.get("explain", "false").strip().lower()
     if explain not in ("true", "false"):
         raise HttpProblem(422, "explain: expected true or false", reason="schema")

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError
@@ -36,7 +37,7 @@ class Audit:
         if path is None:
             return
         try:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)  # noqa: PTH103 - may be relative
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise PrimaError(f"the audit file cannot be written ({error.strerror})", where=path) from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -69,6 +70,14 @@ def _protocol() -> type[Any]:
     return HttpToolsProtocol
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's own raises a signal once more when it has drained, and the command would end as if it had been killed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket on this interface and no other; port 0 takes a free one.
 
@@ -118,9 +127,12 @@ async def serve_app(
         h11_max_incomplete_event_size=64 * 1024,
         proxy_headers=False,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
     if on_hangup is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not task.done():
         await asyncio.sleep(0.01)

@@ -68,6 +68,10 @@ def connect(context: RayContextConfig, *, num_workers: int, loopback: bool = Fal
         PrimaError: there is no cluster at the address.
     """
     quiet_driver()
+    if loopback:
+        # Ray's name for it is older than its use: without clusters, every process of it keeps to loopback. It is read
+        # when Ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
@@ -77,7 +81,7 @@ def connect(context: RayContextConfig, *, num_workers: int, loopback: bool = Fal
         if address:
             _join(address)
         else:
-            _start(planned_cpus(context, num_workers=num_workers), loopback=loopback)
+            _start(planned_cpus(context, num_workers=num_workers))
     quiet_worker()
 
 
@@ -133,7 +137,7 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _start(num_cpus: int, *, loopback: bool) -> None:
+def _start(num_cpus: int) -> None:
     import ray
 
     # "local": without an address Ray would look for a cluster that somebody started on this machine.
@@ -141,7 +145,6 @@ def _start(num_cpus: int, *, loopback: bool) -> None:
         try:
             ray.init(
                 address="local",
-                _node_ip_address="127.0.0.1" if loopback else None,
                 num_cpus=num_cpus,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
