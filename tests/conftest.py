@@ -144,6 +144,8 @@ def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
         "global_batch": 8,
         "max_steps": 6,
         "context": {"kind": "local", "device": "cpu"},
+        # The validation fold has eight exams.
+        "calibration": {"coverage": 0.8},
     }
     if stage == "finetune":
         return finetune.run(finetune.FinetuneConfig.model_validate({**raw, **changes}))

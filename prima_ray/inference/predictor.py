@@ -1,10 +1,12 @@
 """The predictor: a run directory and exams in, probabilities out. Plain Python, no Ray.
 
-It makes its inputs with the collator that training's own evaluation uses, so the two cannot drift apart.
+It makes its inputs with the collator that training's own evaluation uses, so the two cannot drift apart. Probabilities
+are the calibrated ones, everywhere; a model folder of before there was a calibration gives its own, and says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from prima_ray.base import PrimaError
 from prima_ray.data.attributes import normalise_attributes
@@ -25,12 +27,19 @@ from prima_ray.data.fetched import local_copy
 from prima_ray.data.images import ImageRejected, decode_image
 from prima_ray.data.metadata import describe, expand_names, text_attributes
 from prima_ray.data.schema import SHARD_SCHEMA
-from prima_ray.inference.bundle import BundleConfig, load_bundle, read_bundle_config
+from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
+from prima_ray.inference.calibration import Calibration
 from prima_ray.models.classifier import ImageClassifier
-from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads, image_features
 from prima_ray.models.fusion import MlpFusion, Qwen3Fusion
 from prima_ray.models.image_tower import ImageTower
 from prima_ray.models.text_tower import TextTower
+
+_log = logging.getLogger(__name__)
+UNCALIBRATED = (
+    "this model was saved without a calibration: its probabilities are as it gives them, and prediction sets hold "
+    "every class (train its stage again)"
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,21 @@ class Predictor:
     """A loaded model. Its answer for an exam does not depend on the other exams of the call."""
 
     def __init__(
-        self, config: BundleConfig, model: nn.Module, encoder: FeatureEncoder | None, device: str, *, run: str | Path
+        self,
+        bundle: Bundle,
+        model: nn.Module,
+        encoder: FeatureEncoder | None,
+        device: str,
+        *,
+        run: str | Path,
+        heads: ProjectionHeads | None = None,
     ) -> None:
         self.run = run
         """Where the model is from, for messages."""
-        self.config = config
+        self.bundle = bundle
+        self.config = config = bundle.config
+        self.calibration = bundle.calibration or Calibration.none(notes=[UNCALIBRATED])
+        self.heads = heads
         self.device = torch.device(device)
         self._model = model.eval().to(self.device)
         self._encoder = encoder.eval().to(self.device) if encoder else None
@@ -74,17 +93,21 @@ class Predictor:
         folder = local_copy(run) / "model"
         bundle = load_bundle(folder)
         parts = bundle.components
+        if bundle.calibration is None:
+            _log.warning("%s: %s", run, UNCALIBRATED)
         if bundle.config.kind == "finetune":
             _check_classes(bundle.config, parts["classifier"], where=folder)
-            return cls(bundle.config, parts["classifier"], None, device, run=run)
+            return cls(bundle, parts["classifier"], None, device, run=run)
         image, text, heads = parts["image_tower"], parts["text_tower"], parts.get("heads")
         if not isinstance(image, ImageTower) or not isinstance(text, TextTower):
             raise PrimaError("the towers are not what config.json says", where=folder)
-        wanted = bundle.config.features == "projected"
-        if wanted != (heads is not None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
+        projected = bundle.config.features == "projected"
+        if (projected and heads is None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
             raise PrimaError("the heads are not what config.json says", where=folder)
         _check_classes(bundle.config, parts["fusion"], where=folder)
-        return cls(bundle.config, parts["fusion"], FeatureEncoder(image, text, heads), device, run=run)
+        # Of a model that reads the backbones' features the heads are there to explain it.
+        encoder = FeatureEncoder(image, text, heads if projected else None)
+        return cls(bundle, parts["fusion"], encoder, device, run=run, heads=heads)
 
     @property
     def data_set(self) -> DataSetConfig:
@@ -166,41 +189,55 @@ class Predictor:
 
     def predict_tables(self, tables: Iterable[pa.Table], *, masked: Collection[str] = ()) -> NDArray[np.float64]:
         """The same for tables with the columns of the shard schema, a batch a table."""
-        found = [self.predict_batch(self._collated(table, masked)) for table in tables]
+        found = [self.predict_batch(self.collate(table, masked)) for table in tables]
         if not found:
             return np.zeros((0, len(self.data_set.classes)))
         return np.concatenate(found)
 
-    def _collated(self, table: pa.Table, masked: Collection[str]) -> ImageTextBatch:
+    def collate(self, table: pa.Table, masked: Collection[str] = ()) -> ImageTextBatch:
+        """Rows of the shard schema -> the batch that the model reads, on the CPU: photos decoded, texts cut into
+        tokens.
+
+        Raises:
+            PrimaError: a photo cannot be decoded.
+        """
         collate = self._collate
         if masked and collate.text is not None:
             text = collate.text.model_copy(update={"masked": (*collate.text.masked, *sorted(masked))})
             collate = replace(collate, text=text)
         return collate(table)
 
-    @torch.inference_mode()
     def predict_batch(self, batch: ImageTextBatch) -> NDArray[np.float64]:
-        """Probabilities (N, C) of a collated batch."""
+        """Calibrated probabilities (N, C) of a collated batch."""
+        return self.calibration.probabilities(self.logits(self.encode(batch)))
+
+    @torch.inference_mode()
+    def encode(self, batch: ImageTextBatch) -> ImageTextBatch:
+        """The batch on the model's device, with the features of the frozen towers in it."""
         batch = batch.to(self.device)
         if self._encoder is not None:
-            seen = self._encoder(batch)
-            batch = replace(
-                batch,
-                image_cls=seen["image_cls"],
-                image_seq=seen["image_seq"],
-                text_cls=seen["text_cls"],
-                text_seq=seen["text_seq"],
-            )
-        logits: Tensor = self._model(batch)["logits"]
-        probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
-        if not np.isfinite(probabilities).all():
+            return replace(batch, **self._encoder(batch))
+        if not isinstance(self._model, ImageClassifier):
+            raise TypeError(f"a {type(self._model).__name__} reads features that nothing makes")
+        image_cls, image_seq = image_features(self._model.image_tower, batch)
+        return replace(batch, image_cls=image_cls, image_seq=image_seq)
+
+    @torch.inference_mode()
+    def logits(self, batch: ImageTextBatch) -> NDArray[np.float64]:
+        """Logits (N, C) of an encoded batch, as the model gives them.
+
+        Raises:
+            PrimaError: they are not numbers.
+        """
+        found: NDArray[np.float64] = self._model(batch)["logits"].double().cpu().numpy()
+        if not np.isfinite(found).all():
             raise PrimaError(
                 "the model gives probabilities that are not numbers (NaN): its weights are damaged, or its training "
                 "diverged",
                 where=self.run,
                 mend="Copy the run again, or train it again.",
             )
-        return probabilities
+        return found
 
 
 def _check_classes(config: BundleConfig, model: nn.Module, *, where: Path) -> None:

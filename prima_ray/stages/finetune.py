@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from prima_ray.base import InputPath, StrictConfig
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import component_folder, save_bundle
+from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.lora import LoraConfig, Trainable
 from prima_ray.stages.rundir import read_record
@@ -39,6 +40,7 @@ class FinetuneConfig(TrainingConfig):
     losses: ClassificationLossConfig = ClassificationLossConfig()
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=3e-5))
     selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
+    calibration: CalibrationConfig = CalibrationConfig()
 
     @model_validator(mode="after")
     def _check_finetune(self) -> Self:
@@ -93,14 +95,20 @@ def make_task(config: FinetuneConfig, plan: Plan) -> FinetuneTask:
 
 
 def _save(config: FinetuneConfig, trained: Trained) -> dict[str, Any]:
-    figures = predict_held_out(trained, config)
+    data_set = trained.plan.index.manifest.data_set
+    figures, calibration = predict_held_out(
+        trained,
+        config,
+        lambda scores, labels: fit_calibration(scores, labels, data_set.class_names, config.calibration),
+    )
     save_bundle(
         trained.plan.run.path / "model",
         kind="finetune",
-        data_set=trained.plan.index.manifest.data_set,
+        data_set=data_set,
         text=None,
         views=config.views,
         features="backbone",
         components={"classifier": trained.model},
+        calibration=calibration,
     )
     return figures

@@ -13,6 +13,7 @@ from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import component_folder, save_bundle
+from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
 from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
@@ -60,6 +61,7 @@ class FuseConfig(TrainingConfig):
     losses: ClassificationLossConfig = ClassificationLossConfig()
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5, weight_decay=3e-2))
     selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
+    calibration: CalibrationConfig = CalibrationConfig()
 
     @model_validator(mode="after")
     def _check_fuse(self) -> Self:
@@ -144,13 +146,18 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
 
 
 def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
-    figures = predict_held_out(trained, config)
+    data_set = trained.plan.index.manifest.data_set
+    figures, calibration = predict_held_out(
+        trained,
+        config,
+        lambda scores, labels: fit_calibration(scores, labels, data_set.class_names, config.calibration),
+    )
     towers = tower_sources(config).build()
     heads = {"heads": towers.heads} if towers.heads else {}
     save_bundle(
         trained.plan.run.path / "model",
         kind="fuse",
-        data_set=inherited_description(trained.plan.index.manifest.data_set, config.inputs.align),
+        data_set=inherited_description(data_set, config.inputs.align),
         text=config.text,
         views=config.views,
         features=config.features,
@@ -160,5 +167,6 @@ def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
             **heads,
             "fusion": trained.model,
         },
+        calibration=calibration,
     )
     return figures

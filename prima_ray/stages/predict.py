@@ -24,7 +24,8 @@ from prima_ray.data.plan import ExamIndex
 from prima_ray.data.schema import split
 from prima_ray.data.storage import Folder, reaching
 from prima_ray.inference.bundle import BundleConfig
-from prima_ray.inference.predictor import Exam, Predictor, check_diagnoses, check_photo
+from prima_ray.inference.diagnosis import Diagnoser
+from prima_ray.inference.predictor import Exam, check_diagnoses, check_photo
 from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
 
 _log = logging.getLogger(__name__)
@@ -75,9 +76,7 @@ def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> d
     """One exam from files.
 
     Returns:
-        prediction, probabilities by class, what became of the attributes (`attributes_used`: canonical values that the
-        model read; `attributes_missing`: what it would have read; `attributes_ignored`: given, but nothing that it
-        reads), the `text` that it read (None for a model of photos alone), and `warnings` for people.
+        see `Diagnosis.as_dict`.
 
     Raises:
         PrimaError: see `run_predict`.
@@ -87,18 +86,7 @@ def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> d
     attributes = normalise_attributes(config.data_set, read_metadata(metadata))
     photos = tuple(_read(path) for path in images)
     _check_model(run_dir)
-    predictor = Predictor.load(run_dir)
-    probabilities = predictor.predict([Exam(images=photos, attributes=attributes)])[0]
-    names, read = predictor.data_set.class_names, predictor.read_attributes
-    return {
-        "prediction": names[int(np.argmax(probabilities))],
-        "probabilities": {name: float(value) for name, value in zip(names, probabilities, strict=True)},
-        "attributes_used": {name: attributes[name] for name in read if name in attributes},
-        "attributes_missing": [name for name in read if name not in attributes],
-        "attributes_ignored": [name for name in attributes if name not in read],
-        "text": predictor.text(attributes),
-        "warnings": predictor.warnings(attributes),
-    }
+    return Diagnoser.load(run_dir).diagnose_one(Exam(images=photos, attributes=attributes)).as_dict()
 
 
 def read_metadata(metadata: str | None) -> dict[str, object]:
@@ -163,8 +151,10 @@ def _table(answer: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in ranked)
     lines = [f"prediction: {answer['prediction']}", ""]
     lines += [f"  {name:<{width}}  {value:6.1%}  {'#' * round(40 * value)}".rstrip() for name, value in ranked]
+    lines += ["", f"one of these, for {answer['coverage']:.0%} of exams: {', '.join(answer['prediction_set'])}"]
+    lines += [f"no answer: {reason['text']}" for reason in answer["reasons"]]
     if answer["text"] is not None:
-        lines += ["", f"read: {answer['text']}"]
+        lines.append(f"read: {answer['text']}")
     for key, title in (
         ("attributes_missing", "not given"),
         ("attributes_ignored", "given, but not read by this model"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prima_ray.base import PrimaError, is_uri, write_atomic, write_json
@@ -24,6 +25,7 @@ from prima_ray.data.schema import join, split
 from prima_ray.data.storage import Folder, reaching
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import read_bundle_config
+from prima_ray.inference.calibration import Calibration, calibration_figures
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run
@@ -280,13 +282,59 @@ def check_pixels(views: ViewConfig, *, tower: ImageTowerConfig | None = None, pa
         )
 
 
-def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]:
-    """Write `predictions.parquet` of the validation and test folds; returns their figures by role.
+Calibrate = Callable[[NDArray[np.float64], NDArray[np.int64]], Calibration]
+"""Log-probabilities (N, C) and labels (N,) of the validation fold -> what is fitted on them."""
+
+
+def predict_held_out(
+    trained: Trained, config: TrainingConfig, calibrate: Calibrate | None = None
+) -> tuple[dict[str, Any], Calibration]:
+    """Write `predictions.parquet` of the validation and test folds.
 
     The test fold is touched here, once, after everything has been chosen.
+
+    Args:
+        calibrate: None leaves probabilities as they are.
+
+    Returns:
+        figures for metrics.json: those of the task by role, and `calibration`, before and after; and the calibration.
     """
     index, roles = trained.plan.index, trained.plan.roles
     rows = np.sort(np.concatenate([roles.val, roles.test]))
+    whole = _observe(trained, config, rows)
+    num_classes = len(index.manifest.data_set.classes)
+    scores = whole["log_probs"].double().numpy() if whole else np.zeros((0, num_classes))
+    if not np.isfinite(scores).all():
+        raise PrimaError(
+            "the trained model gives probabilities that are not numbers (NaN)",
+            where=trained.plan.run.path,
+            mend="Train it again with a lower optimizer.lr.",
+        )
+    labels, validates = index.labels[rows], np.isin(rows, roles.val)
+    calibration = calibrate(scores[validates], labels[validates]) if calibrate else Calibration.none()
+    write_predictions(
+        trained.plan.run.path / "predictions.parquet",
+        index,
+        rows,
+        index.folds(config.split),
+        torch.from_numpy(calibration.probabilities(scores)),
+    )
+    figures: dict[str, Any] = {}
+    reliable: dict[str, Any] = {}
+    for role, mine in (("val", roles.val), ("test", roles.test)):
+        if len(mine):
+            chosen = np.isin(rows, mine)
+            figures[role] = trained.task.metrics({key: value[torch.from_numpy(chosen)] for key, value in whole.items()})
+            reliable[role] = calibration_figures(calibration, scores[chosen], labels[chosen])
+    if calibrate:
+        for note in calibration.notes:
+            _log.warning("warning: %s", note)
+        figures["calibration"] = {**calibration.model_dump(mode="json"), **reliable}
+    return figures, calibration
+
+
+def _observe(trained: Trained, config: TrainingConfig, rows: Rows) -> dict[str, Tensor]:
+    """What the task observes of some exams, (N, ...) each, in their order; nothing of none."""
     context = driver_context(config)
     model = trained.model.to(context.device)
     spec = trained.task.stream(train=False)
@@ -298,24 +346,7 @@ def predict_held_out(trained: Trained, config: TrainingConfig) -> dict[str, Any]
             seen = trained.task.observe(trained.task.condense(model(moved), moved), moved, gather=None)
             for key, value in seen.items():
                 observed.setdefault(key, []).append(value[moved.weights > 0].cpu())
-    num_classes = len(index.manifest.data_set.classes)
-    whole = {key: torch.cat(values) for key, values in observed.items()}
-    probabilities = whole["log_probs"].double().exp() if whole else torch.zeros(0, num_classes, dtype=torch.float64)
-    if not probabilities.isfinite().all():
-        raise PrimaError(
-            "the trained model gives probabilities that are not numbers (NaN)",
-            where=trained.plan.run.path,
-            mend="Train it again with a lower optimizer.lr.",
-        )
-    write_predictions(
-        trained.plan.run.path / "predictions.parquet", index, rows, index.folds(config.split), probabilities
-    )
-    figures = {}
-    for role, mine in (("val", roles.val), ("test", roles.test)):
-        if len(mine):
-            chosen = torch.from_numpy(np.isin(rows, mine))
-            figures[role] = trained.task.metrics({key: value[chosen] for key, value in whole.items()})
-    return figures
+    return {key: torch.cat(values) for key, values in observed.items()}
 
 
 def write_predictions(path: str | Path, index: ExamIndex, rows: Rows, folds: Rows, probabilities: Tensor) -> None:

@@ -13,6 +13,11 @@ from prima_ray.cli import main
 from prima_ray.stages.predict import predict_folder, read_metadata, run_predict
 from tests.conftest import TOY, write_toy_shards
 
+FEW = (
+    "8 validation exams are too few (calibration.min_exams is 30): probabilities are not calibrated, and no answer is "
+    "called too uncertain"
+)
+
 
 @pytest.fixture(scope="module")
 def photos(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -48,7 +53,10 @@ def test_one_exam_as_json_and_nothing_else_on_stdout(
     assert answer["attributes_used"] == {"region": "FACE", "itch": "true"}
     assert (answer["attributes_missing"], answer["attributes_ignored"]) == (["age"], [])
     assert answer["text"] == "a skin lesion: on the face; it itches."
-    assert answer["warnings"] == []
+    assert answer["warnings"] == [FEW]
+    assert answer["prediction"] == answer["prediction_set"][0]
+    assert (answer["coverage"], answer["abstained"], answer["reasons"]) == (0.8, False, [])
+    assert answer["model"]["name"] == "toy-fuse"
 
 
 def test_one_exam_for_a_person(tiny_fuse: Path, photos: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -59,16 +67,20 @@ def test_one_exam_for_a_person(tiny_fuse: Path, photos: list[str], capfd: pytest
     shares = [float(line.split()[1].rstrip("%")) for line in lines[2:5]]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100, abs=0.2)
-    assert lines[6:8] == ["read: a skin lesion: age 61 years.", "not given: region, itch"]
-    assert lines[8].startswith("warning: only 1 of the 3 attributes that the model reads is given: if it learned from")
-    assert len(lines) == 9
+    assert lines[6].startswith("one of these, for 80% of exams: ")
+    assert lines[7:9] == ["read: a skin lesion: age 61 years.", "not given: region, itch"]
+    assert lines[9] == f"warning: {FEW}"
+    assert lines[10].startswith("warning: only 1 of the 3 attributes that the model reads is given: if it learned from")
 
 
 def test_a_model_of_photos_alone_says_that_it_reads_no_attributes(
     tiny_finetune: Path, photos: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(tiny_finetune, photos, "--metadata", '{"age": 61}') == 0
-    assert capfd.readouterr().out.splitlines()[5:] == ["given, but not read by this model: age"]
+    assert capfd.readouterr().out.splitlines()[7:] == [
+        "given, but not read by this model: age",
+        f"warning: {FEW}",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def run(config: TrainingConfig, shards: str, *, labelled: bool = True, fail: boo
         assert not trained.model.training
         chosen, _ = load_best(trained.plan.run.path / "checkpoints")
         torch.testing.assert_close(trained.model.first.weight.data, chosen["param/first.weight"], rtol=0, atol=0)
-        return predict_held_out(trained, config)
+        return predict_held_out(trained, config)[0]
 
     def make_task(plan: Plan) -> Classify:
         return Classify(plan.index.manifest.data_set)

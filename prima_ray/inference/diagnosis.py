@@ -1,0 +1,260 @@
+"""The answer: exams in, diagnoses out. What `prima predict` prints and the endpoint sends is made here, without Ray.
+
+A `Diagnoser` is a loaded run. It answers a batch of exams at once; what is wrong with one of them is that one's answer,
+and no answer depends on the others of the batch (up to float rounding).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prima_ray.base import PrimaError
+from prima_ray.data.attributes import normalise_attributes
+from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.fetched import local_copy
+from prima_ray.inference.bundle import model_version
+from prima_ray.inference.predictor import Exam, Predictor
+
+Cause = Literal["uncertain", "out_of_distribution", "image_unusable"]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an answer abstains."""
+
+    cause: Cause
+    text: str
+    """For people."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an answer rests on; made where it is asked for."""
+
+    notes: tuple[str, ...] = ()
+    """What cannot be explained of this model, and why."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The answer for one exam."""
+
+    model: str
+    """Data set and stage: `pad_ufes_20-fuse`."""
+    version: str
+    """Of the model folder, see `bundle.model_version`."""
+    prediction: str
+    """The most probable class, also where the answer abstains."""
+    probabilities: Mapping[str, float]
+    """Calibrated, by class, in the data set's order."""
+    prediction_set: tuple[str, ...]
+    """Holds the true class for the share ``coverage`` of exams like those of the validation fold; most probable
+    first."""
+    coverage: float
+    confidence: float
+    """The largest probability."""
+    reasons: tuple[Reason, ...]
+    """Why it abstains; empty where it does not."""
+    attributes_used: Mapping[str, str]
+    """Canonical values that the model read."""
+    attributes_missing: tuple[str, ...]
+    """What it would have read."""
+    attributes_ignored: tuple[str, ...]
+    """Given, but nothing that it reads."""
+    text: str | None
+    """What the model read of the attributes; None for a model of photos alone."""
+    warnings: tuple[str, ...]
+    """What a person should know before believing the answer."""
+    novelty: float | None = None
+    """How far the photos are from the training photos; None where the model does not say. Its unit is the model's
+    own."""
+    explanation: Explanation | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the whole batch of the exam took, by step: decode, encode, fuse, explain."""
+
+    @property
+    def abstained(self) -> bool:
+        """The prediction is not to be used; `reasons` says why."""
+        return bool(self.reasons)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what a person asks for, without timings and what is measured for operators."""
+        found: dict[str, Any] = {
+            "model": {"name": self.model, "version": self.version},
+            "prediction": self.prediction,
+            "probabilities": dict(self.probabilities),
+            "prediction_set": list(self.prediction_set),
+            "coverage": self.coverage,
+            "abstained": self.abstained,
+            "reasons": [{"cause": item.cause, "text": item.text} for item in self.reasons],
+            "attributes_used": dict(self.attributes_used),
+            "attributes_missing": list(self.attributes_missing),
+            "attributes_ignored": list(self.attributes_ignored),
+            "text": self.text,
+            "warnings": list(self.warnings),
+        }
+        if self.explanation is not None:
+            found["explanation"] = self.explanation.as_dict()
+        return found
+
+
+Answer = Diagnosis | PrimaError
+"""A diagnosis, or what is wrong with the exam."""
+
+
+class Diagnoser:
+    """A loaded run that answers."""
+
+    def __init__(self, predictor: Predictor, *, version: str) -> None:
+        self.predictor = predictor
+        self.version = version
+        config = predictor.config
+        self.name = f"{config.data_set.name}-{config.kind}"
+        self._read = predictor.read_attributes
+
+    @classmethod
+    def load(cls, run: str | Path, *, device: str = "cpu") -> Self:
+        """Load a run of finetune (photos alone) or fuse (photos and attributes).
+
+        Raises:
+            PrimaError: no such run, a missing or damaged file, or a run of another stage.
+        """
+        predictor = Predictor.load(run, device=device)
+        return cls(predictor, version=model_version(local_copy(run) / "model"))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.predictor.data_set.class_names
+
+    def check(self, exam: Exam) -> None:
+        """Look at an exam without asking the model: photos are decoded, attributes are read.
+
+        Raises:
+            PrimaError: no photo or too many, an unusable photo, an unknown or impossible attribute.
+        """
+        self.predictor.exam_table(exam)
+
+    def diagnose_one(self, exam: Exam, *, explain: bool = False) -> Diagnosis:
+        """One exam.
+
+        Raises:
+            PrimaError: see `check`.
+        """
+        (answer,) = self.diagnose([exam], explain=explain)
+        if isinstance(answer, PrimaError):
+            raise answer
+        return answer
+
+    def diagnose(self, exams: Sequence[Exam], *, explain: bool | Sequence[bool] = False) -> list[Answer]:
+        """Answer a batch, one forward pass.
+
+        Args:
+            explain: for all exams, or one an exam.
+
+        Returns:
+            an answer an exam, in order: what is wrong with an exam (see `check`) stands in its place and spoils no
+            other.
+
+        Raises:
+            PrimaError: the model is damaged.
+        """
+        wanted = [explain] * len(exams) if isinstance(explain, bool) else list(explain)
+        if len(wanted) != len(exams):
+            raise ValueError(f"{len(exams)} exams, {len(wanted)} times told whether to explain")
+        clock = _Clock()
+        answers: dict[int, Answer] = {}
+        tables: dict[int, pa.Table] = {}
+        with clock.timing("decode"):
+            for place, exam in enumerate(exams):
+                try:
+                    tables[place] = self.predictor.exam_table(exam)
+                except PrimaError as error:
+                    answers[place] = error
+            batch = self.predictor.collate(pa.concat_tables(tables.values())) if tables else None
+        if batch is not None:
+            places = list(tables)
+            found = self._answer(batch, [exams[place] for place in places], [wanted[place] for place in places], clock)
+            answers |= dict(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(exams))]
+
+    def _answer(
+        self, batch: ImageTextBatch, exams: Sequence[Exam], explain: Sequence[bool], clock: _Clock
+    ) -> list[Diagnosis]:
+        with clock.timing("encode"):
+            batch = self.predictor.encode(batch)
+        with clock.timing("fuse"):
+            logits = self.predictor.logits(batch)
+        calibration = self.predictor.calibration
+        probabilities = calibration.probabilities(logits)
+        sets = calibration.sets(probabilities)
+        with clock.timing("explain"):
+            explanations = [Explanation() if asked else None for asked in explain]
+        return [
+            self._diagnosis(exam, probabilities[row], sets[row], explanations[row], clock.seconds)
+            for row, exam in enumerate(exams)
+        ]
+
+    def _diagnosis(
+        self,
+        exam: Exam,
+        probabilities: NDArray[np.float64],
+        held: NDArray[np.bool_],
+        explanation: Explanation | None,
+        timings: Mapping[str, float],
+    ) -> Diagnosis:
+        attributes = normalise_attributes(self.predictor.data_set, exam.attributes)
+        order = np.argsort(-probabilities, kind="stable")
+        return Diagnosis(
+            model=self.name,
+            version=self.version,
+            prediction=self.classes[int(order[0])],
+            probabilities=dict(zip(self.classes, probabilities.tolist(), strict=True)),
+            prediction_set=tuple(self.classes[index] for index in order if held[index]),
+            coverage=self.predictor.calibration.coverage,
+            confidence=float(probabilities.max()),
+            reasons=tuple(self._reasons(probabilities)),
+            attributes_used={name: attributes[name] for name in self._read if name in attributes},
+            attributes_missing=tuple(name for name in self._read if name not in attributes),
+            attributes_ignored=tuple(name for name in attributes if name not in self._read),
+            text=self.predictor.text(attributes),
+            warnings=tuple(self._warnings(attributes)),
+            explanation=explanation,
+            timings=timings,
+        )
+
+    def _reasons(self, probabilities: NDArray[np.float64]) -> Iterator[Reason]:
+        confidence, least = float(probabilities.max()), self.predictor.calibration.min_confidence
+        if confidence < least:
+            yield Reason(
+                "uncertain", f"too uncertain: the most probable diagnosis has {confidence:.1%}, less than {least:.1%}"
+            )
+
+    def _warnings(self, attributes: Mapping[str, object]) -> Iterator[str]:
+        yield from self.predictor.calibration.notes
+        yield from self.predictor.warnings(attributes)
+
+
+class _Clock:
+    """Seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started

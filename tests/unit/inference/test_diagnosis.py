@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prima_ray.base import PrimaError
+from prima_ray.inference.bundle import CALIBRATION, model_version
+from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
+from prima_ray.inference.predictor import UNCALIBRATED, Exam, Predictor
+from tests.conftest import jpeg
+
+
+def photo(seed: int = 0) -> bytes:
+    return jpeg(np.random.default_rng(seed), 50, 40)
+
+
+@pytest.fixture
+def run(tiny_fuse: Path, tmp_path: Path) -> Path:
+    """A run of one's own: its model alone."""
+    shutil.copytree(tiny_fuse / "model", tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+def recalibrate(run: Path, **changes: object) -> None:
+    path = run / "model" / CALIBRATION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_answer_says_what_it_is(tiny_fuse: Path) -> None:
+    exam = Exam((photo(),), {"itch": True, "age": "61"})
+    found = Diagnoser.load(tiny_fuse).diagnose_one(exam)
+    wanted = Predictor.load(tiny_fuse).predict([exam])[0]
+    assert list(found.probabilities) == ["BCC", "NEV", "SEK"]
+    assert list(found.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-12)
+    assert found.prediction == found.prediction_set[0] == ("BCC", "NEV", "SEK")[int(wanted.argmax())]
+    assert found.confidence == pytest.approx(wanted.max())
+    assert (found.model, found.version) == ("toy-fuse", model_version(tiny_fuse / "model"))
+    assert (found.attributes_used, found.attributes_missing) == ({"itch": "true", "age": "61"}, ("region",))
+    assert set(found.timings) >= {"decode", "encode", "fuse"}
+    assert json.loads(json.dumps(found.as_dict()))["prediction_set"] == list(found.prediction_set)
+
+
+def test_a_bad_exam_spoils_no_other(tiny_fuse: Path) -> None:
+    diagnoser = Diagnoser.load(tiny_fuse)
+    good = [Exam((photo(seed),), {"age": 40 + seed}) for seed in range(3)]
+    bad = [Exam((), {}), Exam((b"text",), {}), Exam((photo(),), {"aeg": 3})]
+    found = diagnoser.diagnose([good[0], bad[0], good[1], bad[1], bad[2], good[2]])
+    assert [type(item) for item in found] == [Diagnosis, PrimaError, Diagnosis, PrimaError, PrimaError, Diagnosis]
+    for exam, answer in zip(good, (found[0], found[2], found[5]), strict=True):
+        assert isinstance(answer, Diagnosis)
+        alone = diagnoser.diagnose_one(exam)
+        assert list(answer.probabilities.values()) == pytest.approx(list(alone.probabilities.values()), abs=1e-6)
+        assert answer.prediction_set == alone.prediction_set
+    assert str(found[3]) == ("exam, photo 1: this photo cannot be used: neither JPEG nor PNG (4 bytes) (not_an_image)")
+    with pytest.raises(PrimaError, match="unknown attribute 'aeg'"):
+        diagnoser.diagnose_one(bad[2])
+    assert [str(item) for item in diagnoser.diagnose(bad)] == [str(found[place]) for place in (1, 3, 4)]
+    assert diagnoser.diagnose([]) == []
+
+
+def test_probabilities_sets_and_abstention_are_those_of_the_calibration(run: Path) -> None:
+    exam = Exam((photo(),), {"age": 50})
+    before = np.array(list(Diagnoser.load(run).diagnose_one(exam).probabilities.values()))
+    recalibrate(run, temperature=0.25, set_threshold=0.0, min_confidence=0.9999, notes=[])
+    found = Diagnoser.load(run).diagnose_one(exam)
+    sharper = before**4 / (before**4).sum()
+    assert list(found.probabilities.values()) == pytest.approx(sharper.tolist(), abs=1e-9)
+    assert Predictor.load(run).predict([exam])[0] == pytest.approx(sharper, abs=1e-9)
+    assert found.prediction_set == (found.prediction,)
+    assert found.abstained
+    assert [item.cause for item in found.reasons] == ["uncertain"]
+    assert found.reasons[0].text == (
+        f"too uncertain: the most probable diagnosis has {sharper.max():.1%}, less than 100.0%"
+    )
+
+
+def test_a_model_of_before_there_was_a_calibration_answers_and_says_so(run: Path) -> None:
+    config = json.loads((run / "model" / "config.json").read_text())
+    del config["calibrated"]
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    (run / "model" / CALIBRATION).unlink()
+    found = Diagnoser.load(run).diagnose_one(Exam((photo(),), {"age": 1, "itch": False}))
+    assert found.prediction_set == tuple(sorted(found.probabilities, key=lambda name: -found.probabilities[name]))
+    assert found.warnings == (UNCALIBRATED,)
+    assert not found.abstained
+
+
+def test_the_version_is_of_every_byte_of_the_model(run: Path) -> None:
+    before = model_version(run / "model")
+    recalibrate(run, temperature=1.5)
+    assert model_version(run / "model") != before
+    recalibrate(run, temperature=0.0)
+    with pytest.raises(PrimaError, match="damaged: temperature: Input should be greater than 0"):
+        Diagnoser.load(run)
