@@ -118,7 +118,7 @@ def _add_diagnoses(app: FastAPI, engine: Engine, config: ServingConfig, metrics:
         metrics.answered(answer)
         metrics.stages({"read": read_s, "total": time.perf_counter() - started})
         audit.write(request_id, key=request.scope["state"].get("key"), photos=photos, answer=answer)
-        found = {"request_id": request_id, "model": answer.card.model_dump(), **answer.fields}
+        found = {**answer.fields, "request_id": request_id, "model": answer.card.model_dump()}
         return JSONResponse(Diagnosis.model_validate(found).model_dump(mode="json"))
 
     @app.get("/v1/schema", tags=["diagnosis"])

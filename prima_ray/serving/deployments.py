@@ -1,7 +1,8 @@
 """On Ray Serve: a model deployment that batches across requests, an engine that asks it, an ingress with the same app.
 
-A model is a Serve application of its own, named by whoever starts it; whoever asks holds a handle to one of them. A new model is another application: it is started, looked at, and only then asked (`ServeEngine.use`), so no
-request meets a model that is not there yet, and a broken one is never asked.
+A model is a Serve application of its own, named by whoever starts it; whoever asks holds a handle to one of them. A new
+model is another application: it is started, looked at, and only then asked (`ServeEngine.use`), so no request meets a
+model that is not there yet, and a broken one is never asked.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ replicas of Ray Serve. All three give the same answers.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -122,10 +121,3 @@ class LocalEngine:
 
     async def _run(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-
-def timed(seconds: dict[str, float], stage: str, started: float) -> float:
-    """Note what a stage took; returns the time now, where the next one begins."""
-    now = time.perf_counter()
-    seconds[stage] = now - started
-    return now

@@ -102,11 +102,8 @@ class Guard:
         if self._config.local_only and not is_loopback(host):
             raise HttpProblem(421, "this server answers to names of this machine only", reason="host")
         origin = headers.get("origin")
-        if (
-            origin is not None
-            and origin != "null"
-            and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-        ):
+        # A page from a file, or one that hides where it is from, says "null": another site as well.
+        if origin is not None and _netloc(origin) != headers.get("host", "").lower():
             raise HttpProblem(403, "requests of other sites are not answered", reason="origin")
         key = None
         if path.startswith(_OPEN) and self._config.keys is not None:
@@ -197,6 +194,13 @@ def path_of(scope: Scope) -> str:
     """The path without what the app is mounted at."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path") or "")
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _host_name(host: str) -> str:

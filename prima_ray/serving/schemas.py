@@ -47,11 +47,11 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     name: str
-    """The data set's name and the stage that trained it: `phantoms/fuse`."""
+    """The data set's name and the stage that trained it: `phantoms-fuse`."""
     version: str
-    """The first 16 digits of the hash of its files."""
+    """16 hex digits of the hash of its files."""
     data_version: str | None
-    """The same of the shards that it was trained on; null where the run does not tell."""
+    """The same of the manifest of the shards that it was trained on; null where the run does not tell."""
     unvetted: bool = False
     """It was trained with corpus entries that nobody has vetted."""
 

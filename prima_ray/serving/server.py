@@ -19,6 +19,8 @@ from prima_ray.serving.guard import App
 _log = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 30
 _DRAIN_S = 30
+_MAX_HEAD_BYTES = 512 * 1024
+"""More than one read of asyncio's (256 KiB), which may hold a part of the body."""
 
 
 def bounded_protocol(limits: LimitsConfig) -> type[asyncio.Protocol]:
@@ -26,6 +28,7 @@ def bounded_protocol(limits: LimitsConfig) -> type[asyncio.Protocol]:
 
     class Bounded(_protocol()):  # type: ignore[misc]
         _head_timer: asyncio.TimerHandle | None = None
+        _head_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -38,6 +41,11 @@ def bounded_protocol(limits: LimitsConfig) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
+            if self._head_timer is not None:
+                self._head_bytes += len(data)
+                if self._head_bytes > _MAX_HEAD_BYTES:
+                    self.transport.abort()
+                    return
             super().data_received(data)
 
         def on_headers_complete(self) -> None:
@@ -49,6 +57,7 @@ def bounded_protocol(limits: LimitsConfig) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def _await_head(self) -> None:
+            self._head_bytes = 0
             self._head_timer = self.loop.call_later(limits.header_timeout_s, self._too_slow)
 
         def _head_is_there(self) -> None:
@@ -71,7 +80,7 @@ def _protocol() -> type[Any]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's own raises a signal once more when it has drained, and the command would end as if it had been killed."""
+    """uvicorn's own raises a signal again when it has drained: the command would end as if it had been killed."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -99,6 +108,24 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
+def build_server(app: App, limits: LimitsConfig) -> uvicorn.Server:
+    """A server of the app, without signal handlers."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=bounded_protocol(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_DRAIN_S,
+            proxy_headers=False,
+        )
+    )
+
+
 async def serve_app(
     app: App,
     listening: socket.socket,
@@ -113,21 +140,7 @@ async def serve_app(
         on_hangup: called at SIGHUP.
         started: called once the port answers.
     """
-    config = uvicorn.Config(
-        app,
-        http=bounded_protocol(limits),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=True,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_DRAIN_S,
-        h11_max_incomplete_event_size=64 * 1024,
-        proxy_headers=False,
-    )
-    server = _Server(config)
+    server = build_server(app, limits)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.handle_exit, number, None)
