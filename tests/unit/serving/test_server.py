@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
 from prima_ray.base import PrimaError
-from prima_ray.serving.app import create_app
-from prima_ray.serving.config import ServingConfig
 from prima_ray.serving.engine import LocalEngine
 from prima_ray.serving.model import Model
-from prima_ray.serving.server import build_server, listen
+from prima_ray.serving.server import listen
+from tests.endpoint import running
 
 HEAD = b"POST /v1/diagnoses HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-
-
-@contextmanager
-def running(model: Model, **limits: Any) -> Iterator[int]:
-    """The port of an endpoint in a thread."""
-    config = ServingConfig.model_validate({"limits": limits})
-    listening = listen("127.0.0.1", 0)
-    listening.listen()
-    server = build_server(create_app(LocalEngine(model), config), config.limits)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
-        assert not thread.is_alive()
 
 
 def connect(port: int) -> socket.socket:
@@ -68,7 +44,7 @@ def rest(connection: socket.socket) -> bytes:
 
 
 def test_a_body_of_200_mb_is_refused_at_its_head(model: Model) -> None:
-    with running(model) as port, connect(port) as one:
+    with running(LocalEngine(model)) as port, connect(port) as one:
         one.sendall(HEAD + b"Content-Length: 200000000\r\n\r\n" + b"x" * 1000)
         answer = rest(one)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -77,7 +53,7 @@ def test_a_body_of_200_mb_is_refused_at_its_head(model: Model) -> None:
 
 def test_a_body_of_unknown_length_is_refused_when_it_is_too_long(model: Model) -> None:
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    with running(model, max_body_bytes=1_000_000) as port, connect(port) as one:
+    with running(LocalEngine(model), max_body_bytes=1_000_000) as port, connect(port) as one:
         one.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         sent = 0
         with contextlib.suppress(ConnectionError):
@@ -91,7 +67,7 @@ def test_a_body_of_unknown_length_is_refused_when_it_is_too_long(model: Model) -
 
 
 def test_a_body_that_trickles_is_given_up(model: Model) -> None:
-    with running(model, body_timeout_s=0.3) as port, connect(port) as one:
+    with running(LocalEngine(model), body_timeout_s=0.3) as port, connect(port) as one:
         one.sendall(HEAD + b"Content-Length: 1000\r\n\r\n{")
         answer = rest(one)
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -99,7 +75,7 @@ def test_a_body_that_trickles_is_given_up(model: Model) -> None:
 
 
 def test_a_head_that_trickles_is_given_up(model: Model) -> None:
-    with running(model, header_timeout_s=0.3) as port, connect(port) as one, connect(port) as silent:
+    with running(LocalEngine(model), header_timeout_s=0.3) as port, connect(port) as one, connect(port) as silent:
         one.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-")
         assert rest(one) == b""
         assert rest(silent) == b""
@@ -112,7 +88,7 @@ def test_a_head_that_trickles_is_given_up(model: Model) -> None:
 
 
 def test_connections_are_bounded(model: Model) -> None:
-    with running(model, max_connections=3) as port, contextlib.ExitStack() as stack:
+    with running(LocalEngine(model), max_connections=3) as port, contextlib.ExitStack() as stack:
         held = [stack.enter_context(connect(port)) for _ in range(3)]
         assert all(map(is_answered, held))
         with connect(port) as more:
@@ -123,7 +99,7 @@ def test_connections_are_bounded(model: Model) -> None:
 
 
 def test_what_is_no_http_is_refused(model: Model) -> None:
-    with running(model) as port:
+    with running(LocalEngine(model)) as port:
         for data in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 2_000_000, b"NONSENSE\r\n\r\n"):
             with connect(port) as one:
                 with contextlib.suppress(ConnectionError):
