@@ -48,8 +48,14 @@ async function begin() {
   $("model").textContent = `${schema.title}: model ${model.name}, version ${model.version}`
     + (model.unvetted ? ", trained with literature that nobody has vetted" : "");
   $("most").textContent = schema["x-max-images"];
-  $("fields").replaceChildren(...Object.entries(schema.properties).map(field));
+  $("fields").replaceChildren(...fieldsInOrder().map(field));
   $("attributes").hidden = !Object.keys(schema.properties).length;
+}
+
+function fieldsInOrder() {
+  // What the model reads comes first; within that, the order of the data set.
+  const all = Object.entries(schema.properties);
+  return [...all.filter(([, about]) => about["x-read"]), ...all.filter(([, about]) => !about["x-read"])];
 }
 
 function field([name, about]) {
@@ -179,8 +185,14 @@ function bars(found) {
   return make("div", { className: "bars" }, ...cells);
 }
 
+function inWords(name, value) {
+  const about = schema.properties[name] || {};
+  if (about["x-kind"] === "boolean") return value === "true" ? "yes" : "no";
+  return `${about["x-words"]?.[value] || value} ${about["x-unit"] || ""}`.trim();
+}
+
 function readings(found) {
-  const rows = Object.entries(found.attributes_used).map(([name, value]) => [title(name), value]);
+  const rows = Object.entries(found.attributes_used).map(([name, value]) => [title(name), inWords(name, value)]);
   if (found.attributes_missing.length) rows.push(["Not given", found.attributes_missing.map(title).join(", ")]);
   if (found.attributes_ignored.length) rows.push(["Not read", found.attributes_ignored.map(title).join(", ")]);
   if (!rows.length) rows.push(["Attributes", "none"]);
