@@ -146,6 +146,7 @@ def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
         "context": {"kind": "local", "device": "cpu"},
         # The validation fold has eight exams.
         "calibration": {"coverage": 0.8},
+        "familiarity": {"familiar": 0.6},
     }
     if stage == "finetune":
         return finetune.run(finetune.FinetuneConfig.model_validate({**raw, **changes}))

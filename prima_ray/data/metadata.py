@@ -10,7 +10,7 @@ Nothing derived from labels enters the text. Labels of training rows enter y onl
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -103,17 +103,40 @@ def describe(
     Raises:
         PrimaError: `config` names an attribute or block that the data set does not have.
     """
-    silent = {*expand_names(config.masked, data_set, what="masked"), *dropped}
-    clauses = []
-    for attribute in text_attributes(data_set, config):
-        value = None if attribute.name in silent else attributes.get(attribute.name)
-        if value is not None:
-            clauses.append(_clause(attribute, value))
-        elif config.missing == "state":
-            clauses.append(f"{attribute.name.replace('_', ' ')} not recorded")
+    clauses = [clause for _, clause in _clauses(attributes, data_set, config, dropped)]
     prefix = config.prefix.replace("{subject}", data_set.subject)
     text = prefix + config.separator.join(clauses) if clauses else prefix.rstrip(" :,;")
     return f"{text}."
+
+
+def clause_spans(
+    attributes: Mapping[str, str], data_set: DataSetConfig, config: MetadataTextConfig
+) -> dict[str, tuple[int, int]]:
+    """Where in the text of `describe` each known attribute is spoken of: name -> (start, end) in characters.
+
+    Raises:
+        PrimaError: see `describe`.
+    """
+    found = {}
+    start = len(config.prefix.replace("{subject}", data_set.subject))
+    for name, clause in _clauses(attributes, data_set, config, ()):
+        if name in attributes:
+            found[name] = (start, start + len(clause))
+        start += len(clause) + len(config.separator)
+    return found
+
+
+def _clauses(
+    attributes: Mapping[str, str], data_set: DataSetConfig, config: MetadataTextConfig, dropped: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Attribute and clause, in the order of the text."""
+    silent = {*expand_names(config.masked, data_set, what="masked"), *dropped}
+    for attribute in text_attributes(data_set, config):
+        value = None if attribute.name in silent else attributes.get(attribute.name)
+        if value is not None:
+            yield attribute.name, _clause(attribute, value)
+        elif config.missing == "state":
+            yield attribute.name, f"{attribute.name.replace('_', ' ')} not recorded"
 
 
 def _clause(attribute: AttributeConfig, value: str) -> str:

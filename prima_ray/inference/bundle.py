@@ -2,7 +2,10 @@
 
     model/config.json            what the model is, the data set's description, how text and views are made
     model/<component>/           a folder a part, see `models.store`
-    model/calibration.json       how far its probabilities go, see `calibration`
+    model/<NAME>.json            how it answers: calibration, familiarity, reference, known_exam, evidence, each see
+    there
+
+Folders of before there were answers, and those of align, have none of the latter; config.json says which are there.
 
 It loads with nothing else at hand: no parent run, no hub, no YAML.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 from torch import nn
@@ -23,10 +26,14 @@ from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.calibration import Calibration
+from prima_ray.inference.evidence import Evidence
+from prima_ray.inference.familiarity import Familiarity, FamiliarityRecord, load_familiarity, save_arrays
+from prima_ray.inference.known_exam import KnownExam
+from prima_ray.inference.reference import Reference
 from prima_ray.models.store import load_component, save_component
 
 BUNDLE_VERSION = 1
-CALIBRATION = "calibration.json"
+ARRAYS = "familiarity.safetensors"
 _CONFIG = "config.json"
 _MEND = "Copy the run again, or train it again."
 _PARTS = {
@@ -35,7 +42,14 @@ _PARTS = {
     "fuse": ("image_tower", "text_tower", "fusion"),
 }
 """What a model of each kind cannot be without."""
-PartT = TypeVar("PartT", bound=StrictConfig)
+ANSWERS: dict[str, type[StrictConfig]] = {
+    "calibration": Calibration,
+    "familiarity": FamiliarityRecord,
+    "reference": Reference,
+    "known_exam": KnownExam,
+    "evidence": Evidence,
+}
+"""Field of a bundle -> what its JSON file holds."""
 
 
 class BundleConfig(StrictConfig):
@@ -49,46 +63,69 @@ class BundleConfig(StrictConfig):
     features: Literal["backbone", "projected"]
     components: dict[str, str]
     """Name -> folder."""
-    calibrated: bool = False
-    """There is a `calibration.json`; folders of before there were any have none."""
+    tuned_after_alignment: bool = False
+    """The image tower was fine-tuned after its heads were trained: they explain less of it than they did."""
+    answers: tuple[str, ...] = ()
+    """Which of the JSON files there are."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model folder."""
+    """A model folder in memory."""
 
     config: BundleConfig
     components: Mapping[str, nn.Module]
     calibration: Calibration | None = None
-    """None in a folder of before there were any, and in one of align."""
+    familiarity: Familiarity | None = None
+    reference: Reference | None = None
+    known_exam: KnownExam | None = None
+    evidence: Evidence | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        kind: Literal["align", "finetune", "fuse"],
+        data_set: DataSetConfig,
+        text: MetadataTextConfig | None,
+        views: ViewConfig,
+        features: Literal["backbone", "projected"],
+        components: Mapping[str, nn.Module],
+        tuned_after_alignment: bool = False,
+        calibration: Calibration | None = None,
+        evidence: Evidence | None = None,
+    ) -> Self:
+        """Of its parts."""
+        config = BundleConfig(
+            kind=kind,
+            data_set=data_set,
+            text=text,
+            views=views,
+            features=features,
+            components={name: name for name in components},
+            tuned_after_alignment=tuned_after_alignment,
+        )
+        return cls(config, components, calibration=calibration, evidence=evidence)
+
+    @property
+    def folder_config(self) -> BundleConfig:
+        """`config.json` of the folder that this becomes."""
+        return self.config.model_copy(
+            update={"answers": tuple(name for name in ANSWERS if getattr(self, name) is not None)}
+        )
 
 
-def save_bundle(
-    folder: Path,
-    *,
-    kind: Literal["align", "finetune", "fuse"],
-    data_set: DataSetConfig,
-    text: MetadataTextConfig | None,
-    views: ViewConfig,
-    features: Literal["backbone", "projected"],
-    components: Mapping[str, nn.Module],
-    calibration: Calibration | None = None,
-) -> None:
+def save_bundle(folder: Path, bundle: Bundle) -> None:
     """Write a model folder; `config.json` comes last."""
-    for name, module in components.items():
+    for name, module in bundle.components.items():
         save_component(folder / name, module)
-    if calibration is not None:
-        write_json(folder / CALIBRATION, calibration.model_dump(mode="json"))
-    config = BundleConfig(
-        kind=kind,
-        data_set=data_set,
-        text=text,
-        views=views,
-        features=features,
-        components={name: name for name in components},
-        calibrated=calibration is not None,
-    )
-    write_json(folder / _CONFIG, config.model_dump(mode="json"))
+    for name in bundle.folder_config.answers:
+        part = getattr(bundle, name)
+        if isinstance(part, Familiarity):
+            save_arrays(folder / ARRAYS, part)
+            part = part.record
+        write_json(folder / f"{name}.json", part.model_dump(mode="json"))
+    write_json(folder / _CONFIG, bundle.folder_config.model_dump(mode="json"))
 
 
 def read_bundle_config(folder: Path) -> BundleConfig:
@@ -125,21 +162,19 @@ def load_bundle(folder: Path) -> Bundle:
     """
     config = read_bundle_config(folder)
     absent = [name for name in _PARTS[config.kind] if name not in config.components]
+    unknown = [name for name in config.answers if name not in ANSWERS]
+    if unknown:
+        raise PrimaError(f"damaged: answers: there is no {unknown[0]!r}", where=folder / _CONFIG, mend=_MEND)
     if absent:
         raise PrimaError(f"damaged: a model of {config.kind} needs the part {absent[0]!r}", where=folder / _CONFIG)
-    return Bundle(
-        config=config,
-        components={name: _load(folder / at) for name, at in config.components.items()},
-        calibration=read_part(folder / CALIBRATION, Calibration) if config.calibrated else None,
-    )
+    answers: dict[str, Any] = {name: _read_part(folder / f"{name}.json", ANSWERS[name]) for name in config.answers}
+    if "familiarity" in answers:
+        answers["familiarity"] = load_familiarity(folder / ARRAYS, answers["familiarity"])
+    components = {name: _load(folder / at) for name, at in config.components.items()}
+    return Bundle(config=config, components=components, **answers)
 
 
-def read_part(path: Path, kind: type[PartT]) -> PartT:
-    """A JSON file of a model folder.
-
-    Raises:
-        PrimaError: it is missing or damaged.
-    """
+def _read_part(path: Path, kind: type[StrictConfig]) -> StrictConfig:
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:

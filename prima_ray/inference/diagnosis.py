@@ -21,8 +21,12 @@ from prima_ray.base import PrimaError
 from prima_ray.data.attributes import normalise_attributes
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.fetched import local_copy
+from prima_ray.inference.appearance import measure
 from prima_ray.inference.bundle import model_version
+from prima_ray.inference.explanation import Answered, Explanation
+from prima_ray.inference.explanation import explain as explain_exams
 from prima_ray.inference.predictor import Exam, Predictor
+from prima_ray.inference.reference import exam_values
 
 Cause = Literal["uncertain", "out_of_distribution", "image_unusable"]
 
@@ -34,18 +38,6 @@ class Reason:
     cause: Cause
     text: str
     """For people."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What an answer rests on; made where it is asked for."""
-
-    notes: tuple[str, ...] = ()
-    """What cannot be explained of this model, and why."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +71,10 @@ class Diagnosis:
     warnings: tuple[str, ...]
     """What a person should know before believing the answer."""
     novelty: float | None = None
-    """How far the photos are from the training photos; None where the model does not say. Its unit is the model's
-    own."""
+    """How strange the photos are, by the stranger of two measures (`familiarity`): above 1 is out of distribution. None
+    where the model cannot say."""
+    drift: Mapping[str, str] = field(default_factory=dict)
+    """Variable of the model's `reference` -> this exam's answer: what a service counts to notice drift."""
     explanation: Explanation | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the whole batch of the exam took, by step: decode, encode, fuse, explain."""
@@ -91,13 +85,15 @@ class Diagnosis:
         return bool(self.reasons)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what a person asks for, without timings and what is measured for operators."""
+        """For JSON: what a person asks for; not `drift` and `timings`, which are for operators."""
         found: dict[str, Any] = {
             "model": {"name": self.model, "version": self.version},
             "prediction": self.prediction,
             "probabilities": dict(self.probabilities),
             "prediction_set": list(self.prediction_set),
             "coverage": self.coverage,
+            "confidence": self.confidence,
+            "novelty": self.novelty,
             "abstained": self.abstained,
             "reasons": [{"cause": item.cause, "text": item.text} for item in self.reasons],
             "attributes_used": dict(self.attributes_used),
@@ -186,57 +182,131 @@ class Diagnoser:
             batch = self.predictor.collate(pa.concat_tables(tables.values())) if tables else None
         if batch is not None:
             places = list(tables)
-            found = self._answer(batch, [exams[place] for place in places], [wanted[place] for place in places], clock)
+            found = self._answer(
+                batch,
+                [exams[place] for place in places],
+                [_sizes(tables[place]) for place in places],
+                [wanted[place] for place in places],
+                clock,
+            )
             answers |= dict(zip(places, found, strict=True))
         return [answers[place] for place in range(len(exams))]
 
     def _answer(
-        self, batch: ImageTextBatch, exams: Sequence[Exam], explain: Sequence[bool], clock: _Clock
+        self,
+        batch: ImageTextBatch,
+        exams: Sequence[Exam],
+        sizes: Sequence[Sequence[tuple[int, int]]],
+        explained: Sequence[bool],
+        clock: _Clock,
     ) -> list[Diagnosis]:
+        predictor = self.predictor
         with clock.timing("encode"):
-            batch = self.predictor.encode(batch)
+            encoded = predictor.encode(batch)
         with clock.timing("fuse"):
-            logits = self.predictor.logits(batch)
-        calibration = self.predictor.calibration
-        probabilities = calibration.probabilities(logits)
-        sets = calibration.sets(probabilities)
-        with clock.timing("explain"):
-            explanations = [Explanation() if asked else None for asked in explain]
+            logits = predictor.logits(encoded)
+        probabilities = predictor.calibration.probabilities(logits)
+        sets = predictor.calibration.sets(probabilities)
+        with clock.timing("check"):
+            photos = [
+                self._photos(encoded, row, predictor.views_of(batch, row), size) for row, size in enumerate(sizes)
+            ]
+        attributes = [normalise_attributes(predictor.data_set, exam.attributes) for exam in exams]
+        explanations: dict[int, Explanation] = {}
+        if any(explained):
+            with clock.timing("explain"):
+                asked = [
+                    Answered(
+                        row=row,
+                        attributes=self._given(attributes[row]),
+                        views=photos[row].views,
+                        logits=logits[row],
+                        diagnoses=self._ranked(probabilities[row], sets[row]),
+                    )
+                    for row, wanted in enumerate(explained)
+                    if wanted
+                ]
+                explanations = dict(
+                    zip([item.row for item in asked], explain_exams(predictor, encoded, asked), strict=True)
+                )
         return [
-            self._diagnosis(exam, probabilities[row], sets[row], explanations[row], clock.seconds)
-            for row, exam in enumerate(exams)
+            self._diagnosis(
+                attributes[row],
+                probabilities[row],
+                sets[row],
+                photos=photos[row],
+                explanation=explanations.get(row),
+                timings=clock.seconds,
+            )
+            for row in range(len(exams))
         ]
+
+    def _photos(
+        self, encoded: ImageTextBatch, row: int, views: NDArray[np.float32], sizes: Sequence[tuple[int, int]]
+    ) -> _Photos:
+        looks, known = measure(views), self.predictor.bundle.familiarity
+        if known is None or encoded.image_cls is None:
+            return _Photos(views, looks, (), {})
+        features = encoded.image_cls[row, : len(views)].double().cpu().numpy()
+        complaints = [
+            (f"photo {number} cannot be used: " if len(views) > 1 else "the photo cannot be used: ") + complaint
+            for number, (look, (width, height)) in enumerate(zip(looks, sizes, strict=True), start=1)
+            for complaint in (
+                known.record.bounds.complaints(look, width=width, height=height) if known.record.bounds else ()
+            )
+        ]
+        return _Photos(views, looks, tuple(complaints), known.novelty(features, looks))
+
+    def _given(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        return {name: attributes[name] for name in self._read if name in attributes}
+
+    def _ranked(self, probabilities: NDArray[np.float64], held: NDArray[np.bool_]) -> tuple[str, ...]:
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple(self.classes[index] for index in order if held[index])
 
     def _diagnosis(
         self,
-        exam: Exam,
+        attributes: Mapping[str, str],
         probabilities: NDArray[np.float64],
         held: NDArray[np.bool_],
+        *,
+        photos: _Photos,
         explanation: Explanation | None,
         timings: Mapping[str, float],
     ) -> Diagnosis:
-        attributes = normalise_attributes(self.predictor.data_set, exam.attributes)
-        order = np.argsort(-probabilities, kind="stable")
+        ranked = self._ranked(probabilities, held)
+        confidence = float(probabilities.max())
         return Diagnosis(
             model=self.name,
             version=self.version,
-            prediction=self.classes[int(order[0])],
+            prediction=ranked[0],
             probabilities=dict(zip(self.classes, probabilities.tolist(), strict=True)),
-            prediction_set=tuple(self.classes[index] for index in order if held[index]),
+            prediction_set=ranked,
             coverage=self.predictor.calibration.coverage,
-            confidence=float(probabilities.max()),
-            reasons=tuple(self._reasons(probabilities)),
-            attributes_used={name: attributes[name] for name in self._read if name in attributes},
+            confidence=confidence,
+            reasons=tuple(self._reasons(confidence, photos)),
+            attributes_used=self._given(attributes),
             attributes_missing=tuple(name for name in self._read if name not in attributes),
             attributes_ignored=tuple(name for name in attributes if name not in self._read),
             text=self.predictor.text(attributes),
             warnings=tuple(self._warnings(attributes)),
+            novelty=photos.strangeness,
+            drift=self._drift(attributes, ranked[0], confidence, photos),
             explanation=explanation,
             timings=timings,
         )
 
-    def _reasons(self, probabilities: NDArray[np.float64]) -> Iterator[Reason]:
-        confidence, least = float(probabilities.max()), self.predictor.calibration.min_confidence
+    def _reasons(self, confidence: float, photos: _Photos) -> Iterator[Reason]:
+        for complaint in photos.complaints:
+            yield Reason("image_unusable", complaint)
+        strange = {name: value for name, value in photos.novelty.items() if value > 1}
+        if strange and not photos.complaints:
+            told = " and ".join(f"{_SPACES[name]} {value:.1f} times" for name, value in strange.items())
+            yield Reason(
+                "out_of_distribution",
+                f"unlike the photos that the model was trained on: {told} as far from them as the limit",
+            )
+        least = self.predictor.calibration.min_confidence
         if confidence < least:
             yield Reason(
                 "uncertain", f"too uncertain: the most probable diagnosis has {confidence:.1%}, less than {least:.1%}"
@@ -244,7 +314,42 @@ class Diagnoser:
 
     def _warnings(self, attributes: Mapping[str, object]) -> Iterator[str]:
         yield from self.predictor.calibration.notes
+        if self.predictor.bundle.familiarity is not None:
+            yield from self.predictor.bundle.familiarity.record.notes
         yield from self.predictor.warnings(attributes)
+
+    def _drift(
+        self, attributes: Mapping[str, str], prediction: str, confidence: float, photos: _Photos
+    ) -> dict[str, str]:
+        reference = self.predictor.bundle.reference
+        if reference is None:
+            return {}
+        values = exam_values(self.predictor.data_set, attributes, prediction, confidence, photos.looks)
+        return reference.answers({**values, "novelty": photos.strangeness})
+
+
+_SPACES = {"features": "in what it sees in them", "appearance": "in light, colour and detail"}
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """What is known of an exam's photos."""
+
+    views: NDArray[np.float32]
+    """(V, S, S, 3) in 0-1."""
+    looks: NDArray[np.float64]
+    """(V, A)"""
+    complaints: tuple[str, ...]
+    novelty: Mapping[str, float]
+
+    @property
+    def strangeness(self) -> float | None:
+        return max(self.novelty.values(), default=None)
+
+
+def _sizes(table: pa.Table) -> list[tuple[int, int]]:
+    """Width and height of each photo of an exam's row."""
+    return [(photo["width"], photo["height"]) for photo in table["images"][0].as_py()]
 
 
 class _Clock:

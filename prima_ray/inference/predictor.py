@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from prima_ray.data.fetched import local_copy
 from prima_ray.data.images import ImageRejected, decode_image
 from prima_ray.data.metadata import describe, expand_names, text_attributes
 from prima_ray.data.schema import SHARD_SCHEMA
+from prima_ray.inference.appearance import pixels_of
 from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
 from prima_ray.inference.calibration import Calibration
 from prima_ray.models.classifier import ImageClassifier
@@ -71,13 +72,15 @@ class Predictor:
         self.bundle = bundle
         self.config = config = bundle.config
         self.calibration = bundle.calibration or Calibration.none(notes=[UNCALIBRATED])
-        self.heads = heads
         self.device = torch.device(device)
+        self.heads = heads.eval().to(self.device) if heads else None
         self._model = model.eval().to(self.device)
         self._encoder = encoder.eval().to(self.device) if encoder else None
         text, tokenizer = None, None
         if encoder is not None:
             text, tokenizer = config.text, encoder.text_tower.config.tokenizer()
+        self.tokenizer = tokenizer
+        """None for a model of photos alone."""
         self._collate = Collator(
             data_set=config.data_set, seed=0, train=False, views=config.views, text=text, tokenizer=tokenizer
         )
@@ -92,9 +95,22 @@ class Predictor:
         check_diagnoses(run)
         folder = local_copy(run) / "model"
         bundle = load_bundle(folder)
-        parts = bundle.components
         if bundle.calibration is None:
             _log.warning("%s: %s", run, UNCALIBRATED)
+        return cls.of(bundle, device=device, run=run, folder=folder)
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, device: str, run: str | Path, folder: Path) -> Self:
+        """Of a model folder in memory.
+
+        Args:
+            run: where it is from, for messages.
+            folder: the model folder itself.
+
+        Raises:
+            PrimaError: its parts are not what its description says.
+        """
+        parts = bundle.components
         if bundle.config.kind == "finetune":
             _check_classes(bundle.config, parts["classifier"], where=folder)
             return cls(bundle, parts["classifier"], None, device, run=run)
@@ -118,6 +134,19 @@ class Predictor:
     def uses_attributes(self) -> bool:
         """False for a model of photos alone."""
         return self._encoder is not None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the image tokens."""
+        return self._image_tower.grid
+
+    @property
+    def _image_tower(self) -> ImageTower:
+        if self._encoder is not None:
+            return self._encoder.image_tower
+        if not isinstance(self._model, ImageClassifier):
+            raise TypeError(f"a {type(self._model).__name__} reads features that nothing makes")
+        return self._model.image_tower
 
     @property
     def read_attributes(self) -> tuple[str, ...]:
@@ -194,14 +223,22 @@ class Predictor:
             return np.zeros((0, len(self.data_set.classes)))
         return np.concatenate(found)
 
-    def collate(self, table: pa.Table, masked: Collection[str] = ()) -> ImageTextBatch:
-        """Rows of the shard schema -> the batch that the model reads, on the CPU: photos decoded, texts cut into
-        tokens.
+    def collate(
+        self, table: pa.Table, masked: Collection[str] = (), *, part: Literal["photos", "text"] | None = None
+    ) -> ImageTextBatch:
+        """Rows of the shard schema -> the batch that the model reads, on the CPU: photos decoded, texts tokenized.
+
+        Args:
+            part: the photos alone, or the text alone.
 
         Raises:
             PrimaError: a photo cannot be decoded.
         """
         collate = self._collate
+        if part == "photos":
+            collate = replace(collate, text=None, tokenizer=None)
+        elif part == "text":
+            collate = replace(collate, views=None)
         if masked and collate.text is not None:
             text = collate.text.model_copy(update={"masked": (*collate.text.masked, *sorted(masked))})
             collate = replace(collate, text=text)
@@ -214,13 +251,33 @@ class Predictor:
     @torch.inference_mode()
     def encode(self, batch: ImageTextBatch) -> ImageTextBatch:
         """The batch on the model's device, with the features of the frozen towers in it."""
+        batch = self.encode_images(batch)
+        return batch if self._encoder is None else self.encode_texts(batch)
+
+    @torch.inference_mode()
+    def encode_texts(self, batch: ImageTextBatch) -> ImageTextBatch:
+        """The same of the texts alone, for a model that reads them."""
+        if self._encoder is None:
+            raise TypeError("a model of photos alone reads no texts")
+        batch = batch.to(self.device)
+        found = self._encoder.encode_texts(batch)
+        return replace(batch, text_cls=found["text_cls"], text_seq=found["text_seq"])
+
+    @torch.inference_mode()
+    def encode_images(self, batch: ImageTextBatch) -> ImageTextBatch:
+        """The same of the photos alone."""
         batch = batch.to(self.device)
         if self._encoder is not None:
-            return replace(batch, **self._encoder(batch))
-        if not isinstance(self._model, ImageClassifier):
-            raise TypeError(f"a {type(self._model).__name__} reads features that nothing makes")
-        image_cls, image_seq = image_features(self._model.image_tower, batch)
+            found = self._encoder.encode_images(batch)
+            return replace(batch, image_cls=found["image_cls"], image_seq=found["image_seq"])
+        image_cls, image_seq = image_features(self._image_tower, batch)
         return replace(batch, image_cls=image_cls, image_seq=image_seq)
+
+    def views_of(self, batch: ImageTextBatch, row: int) -> NDArray[np.float32]:
+        """(V, S, S, 3) RGB in 0-1: what the model reads of an exam's photos, of a collated batch on the CPU."""
+        if batch.images is None or batch.image_mask is None:
+            raise ValueError("the batch has no photos")
+        return pixels_of(batch.images[row][batch.image_mask[row]], self.config.views)
 
     @torch.inference_mode()
     def logits(self, batch: ImageTextBatch) -> NDArray[np.float64]:

@@ -153,9 +153,18 @@ class FeatureEncoder(nn.Module):
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """image_cls (N, V, C), image_seq (N, V, K, C), text_cls (N, T), text_seq (N, L, T)."""
-        image_cls, image_seq = image_features(self.image_tower, batch)
-        text_cls, text_seq = text_features(self.text_tower, batch)
+        return {**self.encode_images(batch), **self.encode_texts(batch)}
+
+    def encode_images(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """image_cls (N, V, C), image_seq (N, V, K, C)."""
+        cls, seq = image_features(self.image_tower, batch)
         if self.heads:
-            image_cls, image_seq = self.heads.image(image_cls), self.heads.image(image_seq)
-            text_cls, text_seq = self.heads.text(text_cls), self.heads.text(text_seq)
-        return {"image_cls": image_cls, "image_seq": image_seq, "text_cls": text_cls, "text_seq": text_seq}
+            cls, seq = self.heads.image(cls), self.heads.image(seq)
+        return {"image_cls": cls, "image_seq": seq}
+
+    def encode_texts(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """text_cls (N, T), text_seq (N, L, T)."""
+        cls, seq = text_features(self.text_tower, batch)
+        if self.heads:
+            cls, seq = self.heads.text(cls), self.heads.text(seq)
+        return {"text_cls": cls, "text_seq": seq}

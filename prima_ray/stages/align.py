@@ -16,7 +16,7 @@ from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder, choose_label_temperature
 from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
-from prima_ray.inference.bundle import save_bundle
+from prima_ray.inference.bundle import Bundle, save_bundle
 from prima_ray.knowledge.priors import PriorsConfig
 from prima_ray.losses import AlignLossConfig
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, TemperatureConfig
@@ -168,8 +168,7 @@ def _save(config: AlignConfig, trained: Trained) -> Mapping[str, Any]:
     if text_tower is None:
         with seeded_init(task.seed, "text tower"):
             text_tower = task.text_tower.build()
-    save_bundle(
-        trained.plan.run.path / "model",
+    bundle = Bundle.of(
         kind="align",
         data_set=task.data_set,
         text=config.text,
@@ -177,4 +176,5 @@ def _save(config: AlignConfig, trained: Trained) -> Mapping[str, Any]:
         features="projected",
         components={"image_tower": model.image_tower, "text_tower": text_tower, "heads": model.heads},
     )
+    save_bundle(trained.plan.run.path / "model", bundle)
     return {"temperature": float(model.log_temperature.detach().exp())}

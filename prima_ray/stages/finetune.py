@@ -9,12 +9,22 @@ from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, StrictConfig
 from prima_ray.data.views import ViewConfig
-from prima_ray.inference.bundle import component_folder, save_bundle
+from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.familiarity import FamiliarityConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.lora import LoraConfig, Trainable
+from prima_ray.stages.answers import complete
 from prima_ray.stages.rundir import read_record
-from prima_ray.stages.training import Plan, Trained, check_pixels, check_view_size, predict_held_out, run_training
+from prima_ray.stages.training import (
+    Plan,
+    Trained,
+    check_pixels,
+    check_view_size,
+    driver_context,
+    predict_held_out,
+    run_training,
+)
 from prima_ray.training.classification import ClassificationLossConfig, class_weights
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
 from prima_ray.training.tasks.finetune import FinetuneTask
@@ -41,6 +51,7 @@ class FinetuneConfig(TrainingConfig):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=3e-5))
     selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
     calibration: CalibrationConfig = CalibrationConfig()
+    familiarity: FamiliarityConfig = FamiliarityConfig()
 
     @model_validator(mode="after")
     def _check_finetune(self) -> Self:
@@ -96,19 +107,21 @@ def make_task(config: FinetuneConfig, plan: Plan) -> FinetuneTask:
 
 def _save(config: FinetuneConfig, trained: Trained) -> dict[str, Any]:
     data_set = trained.plan.index.manifest.data_set
-    figures, calibration = predict_held_out(
+    held_out = predict_held_out(
         trained,
         config,
         lambda scores, labels: fit_calibration(scores, labels, data_set.class_names, config.calibration),
     )
-    save_bundle(
-        trained.plan.run.path / "model",
+    bundle = Bundle.of(
         kind="finetune",
         data_set=data_set,
         text=None,
         views=config.views,
         features="backbone",
         components={"classifier": trained.model},
-        calibration=calibration,
+        calibration=held_out.calibration,
     )
-    return figures
+    device = str(driver_context(config).device)
+    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
+    save_bundle(trained.plan.run.path / "model", bundle)
+    return {**held_out.figures, "familiarity": familiarity}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,11 +13,14 @@ from prima_ray.base import InputPath, StrictConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.views import ViewConfig
-from prima_ray.inference.bundle import component_folder, save_bundle
+from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.familiarity import FamiliarityConfig
 from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
+from prima_ray.models.store import load_component
 from prima_ray.models.text_tower import TextTowerConfig
+from prima_ray.stages.answers import complete, corpus_of, read_evidence
 from prima_ray.stages.priors import inherited_description
 from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import (
@@ -24,6 +28,7 @@ from prima_ray.stages.training import (
     Trained,
     check_pixels,
     check_view_size,
+    driver_context,
     feature_root,
     predict_held_out,
     run_training,
@@ -41,6 +46,8 @@ class FuseInputs(StrictConfig):
     """Gives the text tower, the heads, and the image tower unless `finetune` does."""
     finetune: InputPath | None = None
     """Gives the image tower."""
+    corpus: InputPath | None = None
+    """Whose entries answers show as evidence; `null`: the one that `align` read."""
 
 
 class FuseConfig(TrainingConfig):
@@ -62,6 +69,7 @@ class FuseConfig(TrainingConfig):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5, weight_decay=3e-2))
     selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
     calibration: CalibrationConfig = CalibrationConfig()
+    familiarity: FamiliarityConfig = FamiliarityConfig()
 
     @model_validator(mode="after")
     def _check_fuse(self) -> Self:
@@ -146,27 +154,31 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
 
 
 def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
-    data_set = trained.plan.index.manifest.data_set
-    figures, calibration = predict_held_out(
-        trained,
-        config,
-        lambda scores, labels: fit_calibration(scores, labels, data_set.class_names, config.calibration),
+    align, names = config.inputs.align, trained.plan.index.manifest.data_set.class_names
+    held_out = predict_held_out(
+        trained, config, lambda scores, labels: fit_calibration(scores, labels, names, config.calibration)
     )
     towers = tower_sources(config).build()
-    heads = {"heads": towers.heads} if towers.heads else {}
-    save_bundle(
-        trained.plan.run.path / "model",
+    # Of features that do not pass them the heads are kept to explain them: two small matrices.
+    heads = towers.heads or (load_component(component_folder(align, "heads")) if align else None)
+    bundle = Bundle.of(
         kind="fuse",
-        data_set=inherited_description(data_set, config.inputs.align),
+        data_set=inherited_description(trained.plan.index.manifest.data_set, align),
         text=config.text,
         views=config.views,
         features=config.features,
         components={
             "image_tower": towers.image_tower,
             "text_tower": towers.text_tower,
-            **heads,
+            **({"heads": heads} if heads else {}),
             "fusion": trained.model,
         },
-        calibration=calibration,
+        tuned_after_alignment=heads is not None and config.inputs.finetune is not None,
+        calibration=held_out.calibration,
     )
-    return figures
+    corpus = corpus_of(align, config.inputs.corpus)
+    bundle = replace(bundle, evidence=read_evidence(corpus, bundle, parents=[align] if align else []))
+    device = str(driver_context(config).device)
+    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
+    save_bundle(trained.plan.run.path / "model", bundle)
+    return {**held_out.figures, "familiarity": familiarity}

@@ -286,9 +286,19 @@ Calibrate = Callable[[NDArray[np.float64], NDArray[np.int64]], Calibration]
 """Log-probabilities (N, C) and labels (N,) of the validation fold -> what is fitted on them."""
 
 
-def predict_held_out(
-    trained: Trained, config: TrainingConfig, calibrate: Calibrate | None = None
-) -> tuple[dict[str, Any], Calibration]:
+@dataclass(frozen=True)
+class HeldOut:
+    """What came of the validation and test folds."""
+
+    rows: Rows
+    probabilities: NDArray[np.float64]
+    """(N, C), calibrated."""
+    calibration: Calibration
+    figures: Mapping[str, Any]
+    """For metrics.json: the task's by role, and `calibration`, before and after."""
+
+
+def predict_held_out(trained: Trained, config: TrainingConfig, calibrate: Calibrate | None = None) -> HeldOut:
     """Write `predictions.parquet` of the validation and test folds.
 
     The test fold is touched here, once, after everything has been chosen.
@@ -296,8 +306,6 @@ def predict_held_out(
     Args:
         calibrate: None leaves probabilities as they are.
 
-    Returns:
-        figures for metrics.json: those of the task by role, and `calibration`, before and after; and the calibration.
     """
     index, roles = trained.plan.index, trained.plan.roles
     rows = np.sort(np.concatenate([roles.val, roles.test]))
@@ -312,12 +320,13 @@ def predict_held_out(
         )
     labels, validates = index.labels[rows], np.isin(rows, roles.val)
     calibration = calibrate(scores[validates], labels[validates]) if calibrate else Calibration.none()
+    probabilities = calibration.probabilities(scores)
     write_predictions(
         trained.plan.run.path / "predictions.parquet",
         index,
         rows,
         index.folds(config.split),
-        torch.from_numpy(calibration.probabilities(scores)),
+        torch.from_numpy(probabilities),
     )
     figures: dict[str, Any] = {}
     reliable: dict[str, Any] = {}
@@ -330,7 +339,7 @@ def predict_held_out(
         for note in calibration.notes:
             _log.warning("warning: %s", note)
         figures["calibration"] = {**calibration.model_dump(mode="json"), **reliable}
-    return figures, calibration
+    return HeldOut(rows=rows, probabilities=probabilities, calibration=calibration, figures=figures)
 
 
 def _observe(trained: Trained, config: TrainingConfig, rows: Rows) -> dict[str, Tensor]:

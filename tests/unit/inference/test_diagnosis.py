@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prima_ray.base import PrimaError
-from prima_ray.inference.bundle import CALIBRATION, model_version
+from prima_ray.inference.bundle import model_version
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 from prima_ray.inference.predictor import UNCALIBRATED, Exam, Predictor
 from tests.conftest import jpeg
@@ -26,7 +26,7 @@ def run(tiny_fuse: Path, tmp_path: Path) -> Path:
 
 
 def recalibrate(run: Path, **changes: object) -> None:
-    path = run / "model" / CALIBRATION
+    path = run / "model" / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -80,9 +80,10 @@ def test_probabilities_sets_and_abstention_are_those_of_the_calibration(run: Pat
 
 def test_a_model_of_before_there_was_a_calibration_answers_and_says_so(run: Path) -> None:
     config = json.loads((run / "model" / "config.json").read_text())
-    del config["calibrated"]
+    del config["answers"]
     (run / "model" / "config.json").write_text(json.dumps(config))
-    (run / "model" / CALIBRATION).unlink()
+    for name in ("calibration", "familiarity", "reference", "known_exam"):
+        (run / "model" / f"{name}.json").unlink()
     found = Diagnoser.load(run).diagnose_one(Exam((photo(),), {"age": 1, "itch": False}))
     assert found.prediction_set == tuple(sorted(found.probabilities, key=lambda name: -found.probabilities[name]))
     assert found.warnings == (UNCALIBRATED,)

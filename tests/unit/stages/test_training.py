@@ -13,7 +13,7 @@ import torch
 from prima_ray.base import PrimaError
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.views import ViewConfig
-from prima_ray.inference.bundle import save_bundle
+from prima_ray.inference.bundle import Bundle, save_bundle
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages import training as training_module
 from prima_ray.stages.rundir import finish_run, open_run
@@ -38,7 +38,7 @@ def run(config: TrainingConfig, shards: str, *, labelled: bool = True, fail: boo
         assert not trained.model.training
         chosen, _ = load_best(trained.plan.run.path / "checkpoints")
         torch.testing.assert_close(trained.model.first.weight.data, chosen["param/first.weight"], rtol=0, atol=0)
-        return predict_held_out(trained, config)[0]
+        return dict(predict_held_out(trained, config).figures)
 
     def make_task(plan: Plan) -> Classify:
         return Classify(plan.index.manifest.data_set)
@@ -222,7 +222,10 @@ def test_pixels_are_normalised_as_the_parent_run_had_them(tmp_path: Path, shards
     model.mkdir(parents=True)
     data_set = ExamIndex.read(shards).manifest.data_set
     views = ViewConfig(mean=(0.5, 0.5, 0.5))
-    save_bundle(model, kind="align", data_set=data_set, text=None, views=views, features="projected", components={})
+    save_bundle(
+        model,
+        Bundle.of(kind="align", data_set=data_set, text=None, views=views, features="projected", components={}),
+    )
     check_pixels(views, parents=[str(tmp_path / "align")])
     with pytest.raises(PrimaError) as raised:
         check_pixels(ViewConfig(), parents=[str(tmp_path / "align")])
