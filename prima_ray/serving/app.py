@@ -109,6 +109,7 @@ def _add_diagnoses(app: FastAPI, engine: Engine, config: ServingConfig, metrics:
             del body
             read_s = time.perf_counter() - started
             question = Question(Exam(images=photos, attributes=attributes), explain)
+            metrics.serves(engine.served())
             metrics.under_way(1)
             try:
                 answer = await engine.answer(question)
@@ -139,7 +140,7 @@ def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     async def readyz() -> dict[str, Any]:
         """A known exam has just been predicted as it was at training time."""
         card = engine.served().card
-        metrics.model(card.name, card.version, card.data_version)
+        metrics.serves(engine.served())
         try:
             await engine.check()
         except PrimaError as error:

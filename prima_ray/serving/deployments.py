@@ -89,8 +89,8 @@ class ModelReplica:
 def _keep_to_loopback() -> None:
     """On a cluster that keeps to loopback a replica's port for other deployments does too; Serve has no setting for it.
 
-    It is bound when the replica's constructor is done, by a function of Serve's own (Ray 2.60); should that go, the test
-    of open ports says so.
+    It is bound when the replica's constructor is done, by a function of Serve's own (Ray 2.60); should that go, the
+    test of open ports says so.
     """
     if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0":
         return

@@ -7,7 +7,7 @@ replicas of Ray Serve. All three give the same answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 from prima_ray.base import PrimaError
 from prima_ray.data.description import DataSetConfig
 from prima_ray.inference.predictor import Exam
+from prima_ray.inference.reference import Reference
 from prima_ray.serving.schemas import ModelCard
 
 
@@ -35,6 +36,8 @@ class Answer:
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> seconds of the batch that the exam was in."""
     batch_size: int = 1
+    drift: Mapping[str, str] = field(default_factory=dict)
+    """Variable of the model's reference -> this exam's answer."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Served:
     card: ModelCard
     data_set: DataSetConfig
     read_attributes: tuple[str, ...]
+    reference: Reference | None = None
+    """What was usual at training; None where the model does not say."""
 
 
 class Unavailable(Exception):  # noqa: N818 - an answer

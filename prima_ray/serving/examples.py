@@ -21,6 +21,8 @@ _ANSWER = {
     "probabilities": {"ACK": 0.08, "BCC": 0.71, "MEL": 0.02, "NEV": 0.04, "SCC": 0.12, "SEK": 0.03},
     "prediction_set": ["BCC", "SCC"],
     "coverage": 0.9,
+    "confidence": 0.71,
+    "novelty": 0.62,
     "abstained": False,
     "reasons": [],
     "attributes_used": {"age": "61", "itch": "true"},

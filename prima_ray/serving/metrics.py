@@ -5,12 +5,13 @@ A registry an app: nothing is registered at import, and two apps in one process 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from prima_ray.serving.engine import Answer
+from prima_ray.serving.drift import DriftMonitor
+from prima_ray.serving.engine import Answer, Served
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -24,6 +25,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
+        self._version, self._monitor = "", DriftMonitor(None)
         self._registry = registry
         self._requests = Counter(
             "prima_requests", "Requests by route, method and status.", ("route", "method", "status"), registry=registry
@@ -49,7 +51,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._drift = Gauge(
-            "prima_drift", "Distance from training of what was asked lately; above 0.2 is worth a look.", ("what",),
+            "prima_drift", "Stability index of the last exams against training; above 0.25 much has changed", ("what",),
             registry=registry,
         )  # fmt: skip
         self._models = Gauge(
@@ -60,6 +62,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
+        for what, distance in self._monitor.distances().items():
+            self._drift.labels(what).set(distance)
         return generate_latest(self._registry)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -86,14 +90,17 @@ class Metrics:
             self._abstentions.labels(model, reason["cause"]).inc()
         for name in fields["attributes_missing"]:
             self._missing.labels(name).inc()
+        self._monitor.add(answer.drift)
 
-    def drift(self, distances: Iterable[tuple[str, float]]) -> None:
-        for what, distance in distances:
-            self._drift.labels(what).set(distance)
-
-    def model(self, name: str, version: str, data_version: str | None) -> None:
+    def serves(self, served: Served) -> None:
+        """Another model, or still the same one."""
+        card = served.card
+        if card.version == self._version:
+            return
+        self._version, self._monitor = card.version, DriftMonitor(served.reference)
+        self._drift.clear()
         self._models.clear()
-        self._models.labels(name, version, data_version or "").set(1)
+        self._models.labels(card.name, card.version, card.data_version or "").set(1)
 
     def ready(self, is_ready: bool) -> None:
         self._ready.set(is_ready)

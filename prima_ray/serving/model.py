@@ -9,6 +9,7 @@ import torch
 from prima_ray.base import PrimaError, read_json
 from prima_ray.data.fetched import RUN_RECORD, local_copy
 from prima_ray.inference.diagnosis import Diagnoser
+from prima_ray.inference.readiness import check_known_exam
 from prima_ray.serving.config import ReplicaConfig
 from prima_ray.serving.engine import Answer, Question, Served
 from prima_ray.serving.schemas import ModelCard
@@ -30,6 +31,7 @@ class Model:
             card=model_card(run, self._diagnoser),
             data_set=predictor.data_set,
             read_attributes=predictor.read_attributes,
+            reference=predictor.bundle.reference,
         )
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | PrimaError]:
@@ -39,12 +41,13 @@ class Model:
         return [
             item
             if isinstance(item, PrimaError)
-            else Answer(item.as_dict(), self.served.card, dict(item.timings), len(questions))
+            else Answer(item.as_dict(), self.served.card, dict(item.timings), len(questions), item.drift)
             for item in found
         ]
 
     def check(self) -> None:
-        """See `engine.Engine.check`."""
+        """See `engine.Engine.check`. A model of before there were known exams passes."""
+        check_known_exam(self._diagnoser.predictor)
 
 
 def model_card(run: str, diagnoser: Diagnoser) -> ModelCard:

@@ -65,28 +65,72 @@ class Reason(BaseModel):
     """For people."""
 
 
-class Evidence(BaseModel):
-    """What the risk corpus says of an attribute and the diagnosis."""
+class Attention(BaseModel):
+    """Where the words of an attribute look on a photo."""
+
+    photo: int
+    """From 1, in the order sent."""
+    attribute: str | None
+    """None: the words of all attributes together."""
+    grid: list[list[float]]
+    """Shares of the attention by patch, rows from the top; they add up to one."""
+    spread: float
+    png: str | None
+    """The photo with them laid over it, in base64; null where there is none for one attribute alone."""
+
+
+class Contribution(BaseModel):
+    """What an attribute did."""
 
     attribute: str
+    value: str
+    log_odds: float
+    """Of the prediction, with the attribute less without it."""
+    probability: float
+    """The same of its probability."""
+
+
+class Contributions(BaseModel):
+    """What the attributes did, each left out in turn."""
+
+    attributes: list[Contribution]
+    without_attributes: dict[str, float]
+    """Probabilities with none of them."""
+
+
+class Source(BaseModel):
+    """A quote and where it stands."""
+
+    quote: str
+    title: str
+    url: str | None
+    source: str
+    licence: str | None
+
+
+class Evidence(BaseModel):
+    """What the risk corpus says of an attribute and a diagnosis."""
+
+    attribute: str
+    values: list[str]
+    factor: str
     diagnosis: str
     direction: str
-    text: str
-    quotes: list[str] = []
-    title: str | None = None
-    url: str | None = None
-    source: str | None = None
-    status: str = "proposed"
+    strength: str | None
+    summary: str
+    vetted: bool
+    """A person has accepted or edited it."""
+    sources: list[Source]
 
 
 class Explanation(BaseModel):
     """Asked for by `explain`."""
 
-    overlay: str | None = None
-    """A PNG in base64: the first photo, and where the model looks on it."""
-    contributions: dict[str, float] = {}
-    """Attribute -> by how much it moves the log odds of the prediction."""
-    evidence: list[Evidence] = []
+    attention: list[Attention]
+    contributions: Contributions | None
+    evidence: list[Evidence]
+    notes: list[str]
+    """What cannot be explained of this model, and why."""
 
 
 class Diagnosis(BaseModel):
@@ -103,6 +147,10 @@ class Diagnosis(BaseModel):
     prediction_set: list[str]
     """The classes among which the right one is with probability `coverage`; all, where the run holds no calibration."""
     coverage: float
+    confidence: float
+    """The largest probability."""
+    novelty: float | None
+    """How strange the photos are: above 1 is out of distribution; null where the model cannot say."""
     abstained: bool
     reasons: list[Reason]
     """Why it abstains; empty where it does not."""

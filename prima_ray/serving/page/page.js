@@ -202,18 +202,19 @@ function readings(found) {
 function explanation(found) {
   if (!found) return [];
   const nodes = (found.notes || []).map((text) => make("p", { className: "note" }, text));
-  if (found.overlay) {
-    nodes.push(make("h3", {}, "Where the attributes look"), make("img", {
-      className: "overlay", src: `data:image/png;base64,${found.overlay}`,
-      alt: "The photo with the regions marked that the given attributes attend to",
-    }));
+  const overlays = found.attention.filter((map) => map.png && map.attribute === null);
+  if (overlays.length) {
+    nodes.push(make("h3", {}, "Where the attributes look"), make("div", { className: "overlays" }, ...overlays.map((map) =>
+      make("img", { src: `data:image/png;base64,${map.png}`, className: "overlay",
+        alt: `Photo ${map.photo} with the regions marked that the given attributes attend to` }))));
   }
-  const moves = Object.entries(found.contributions || {}).sort((one, two) => Math.abs(two[1]) - Math.abs(one[1]));
+  const moves = found.contributions?.attributes || [];
   if (moves.length) {
     nodes.push(make("h3", {}, "What each attribute moved"),
-      make("p", { className: "quiet" }, "Change of the prediction's log odds against the attribute left out."),
-      make("dl", {}, ...moves.flatMap(([name, value]) =>
-        [make("dt", {}, title(name)), make("dd", {}, `${value > 0 ? "+" : ""}${value.toFixed(2)}`)])));
+      make("p", { className: "quiet" }, "Change of the prediction's log odds, against the attribute left out."),
+      make("dl", {}, ...moves.flatMap((item) => [
+        make("dt", {}, `${title(item.attribute)}: ${inWords(item.attribute, item.value)}`),
+        make("dd", {}, `${item.log_odds > 0 ? "+" : ""}${item.log_odds.toFixed(2)}`)])));
   }
   if (found.evidence?.length) nodes.push(make("h3", {}, "What the literature says"), ...found.evidence.map(evidence));
   return nodes;

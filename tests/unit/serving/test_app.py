@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
@@ -41,6 +42,14 @@ def test_the_answer_is_the_diagnosers(client: TestClient, tiny_fuse: Path, photo
     assert found["model"]["name"] == "toy-fuse"
     assert re.fullmatch("[0-9a-f]{16}", found["model"]["version"])
     assert found["request_id"] == response.headers["x-request-id"]
+
+
+def test_an_explanation_is_given_where_it_is_asked_for(client: TestClient, photo: bytes) -> None:
+    found = ask(client, photo, attributes=ATTRIBUTES, explain=True).json()["explanation"]
+    moved = {item["attribute"] for item in found["contributions"]["attributes"]}
+    assert moved == {"age", "itch", "region"}
+    assert "no evidence: the model was made without a corpus" in found["notes"]
+    assert ask(client, photo, attributes=ATTRIBUTES).json()["explanation"] is None
 
 
 def test_multipart_gives_the_same(client: TestClient, photo: bytes) -> None:
@@ -144,6 +153,18 @@ def test_not_ready_while_the_known_exam_is_predicted_otherwise(
     assert (response.status_code, response.json()["detail"]) == (503, "the known exam is predicted otherwise")
     assert "prima_ready 0.0" in broken.get("/metrics").text
     assert broken.get("/healthz").status_code == 200
+
+
+def test_broken_weights_are_not_ready(serve: Callable[..., TestClient], tiny_fuse: Path) -> None:
+    broken = Model(str(tiny_fuse))
+    client = serve(LocalEngine(broken))
+    assert client.get("/readyz").status_code == 200
+    with torch.no_grad():
+        for parameter in broken._diagnoser.predictor._model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["detail"].startswith("the known exam is not answered as at training time")
 
 
 def test_no_answer_in_time_is_503(serve: Callable[..., TestClient], model: Model, photo: bytes) -> None:
