@@ -110,6 +110,6 @@ def _sources(entry: Entry, corpus: Corpus) -> Iterable[Source]:
             chunk = corpus.chunks[quote.chunk_id]
             if (quote.quote, chunk.doc_id) not in seen:
                 seen.add((quote.quote, chunk.doc_id))
-                yield Source(
-                    quote=quote.quote, title=chunk.title, url=chunk.url, source=chunk.source, licence=chunk.licence
-                )
+                # An address that a page may link to; a source's could be any text.
+                url = chunk.url if chunk.url and chunk.url.startswith(("https://", "http://")) else None
+                yield Source(quote=quote.quote, title=chunk.title, url=url, source=chunk.source, licence=chunk.licence)

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from prima_ray.base import StrictConfig, hash_key
 from prima_ray.data.description import (
@@ -31,14 +32,17 @@ class KnownExam(StrictConfig):
     picture: str
     """A PNG, in base64."""
     attributes: dict[str, str]
-    log_probabilities: dict[str, float]
+    features: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Global features of its `image` and its `text`: a fusion model may hardly heed a tower, whose weights matter all
+    the same."""
+    log_probabilities: dict[str, float] = Field(default_factory=dict)
     """By class, as the model gave them before any calibration."""
 
     @classmethod
     def of(cls, data_set: DataSetConfig, *, side: int) -> Self:
         """The exam of a data set, not yet asked."""
         picture = base64.b64encode(_picture(data_set, side)).decode()
-        return cls(picture=picture, attributes=_attributes(data_set), log_probabilities={})
+        return cls(picture=picture, attributes=_attributes(data_set))
 
     @property
     def photo(self) -> bytes:

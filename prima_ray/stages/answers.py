@@ -179,17 +179,20 @@ def read_evidence(corpus: str | None, bundle: Bundle, *, parents: list[str]) -> 
 
 def corpus_of(align: str | None, named: str | None) -> str | None:
     """The corpus whose entries a model shows: the one that is named, else the one that its run of align read, if it is
-    still there."""
-    if named is not None or align is None:
+    still there.
+
+    Raises:
+        PrimaError: the one that is named is damaged, or not there.
+    """
+    if named is not None:
+        read_corpus(local_copy(named))
         return named
-    parent = read_record(align)["inputs"].get("corpus")
+    parent = read_record(align)["inputs"].get("corpus") if align is not None else None
     if parent is None:
         return None
     try:
         read_corpus(local_copy(parent["path"]))
-    except PrimaError:
-        _log.warning(
-            "warning: the corpus of %s is no longer at %s: answers will show no evidence", align, parent["path"]
-        )
+    except PrimaError as error:
+        _log.warning("warning: answers will show no evidence: the corpus that %s read: %s", align, error)
         return None
     return str(parent["path"])

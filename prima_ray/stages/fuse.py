@@ -100,15 +100,21 @@ def run(config: FuseConfig) -> Path | str:
     if config.fusion.kind == "qwen3":
         config.fusion.check_architecture()
     check_pixels(config.views, tower=config.image_tower, parents=parents.values())
+    # Found damaged now rather than when training is over.
+    corpus = corpus_of(config.inputs.align, config.inputs.corpus)
     # A folder that the tower names is a parent like any other: it may be of an unvetted run.
     encoder = config.text_tower.folder if config.text_tower else None
     return run_training(
         config,
         stage="fuse",
         shards=config.inputs.shards,
-        inputs={**parents, **({"text_encoder": encoder} if encoder else {})},
+        inputs={
+            **parents,
+            **({"text_encoder": encoder} if encoder else {}),
+            **({"corpus": corpus} if corpus else {}),
+        },
         make_task=lambda plan: make_task(config, plan),
-        save=lambda trained: _save(config, trained),
+        save=lambda trained: _save(config, trained, corpus),
         labelled=True,
     )
 
@@ -153,7 +159,7 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
     )
 
 
-def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
+def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str, Any]:
     align, names = config.inputs.align, trained.plan.index.manifest.data_set.class_names
     held_out = predict_held_out(
         trained, config, lambda scores, labels: fit_calibration(scores, labels, names, config.calibration)
@@ -176,7 +182,6 @@ def _save(config: FuseConfig, trained: Trained) -> dict[str, Any]:
         tuned_after_alignment=heads is not None and config.inputs.finetune is not None,
         calibration=held_out.calibration,
     )
-    corpus = corpus_of(align, config.inputs.corpus)
     bundle = replace(bundle, evidence=read_evidence(corpus, bundle, parents=[align] if align else []))
     device = str(driver_context(config).device)
     bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
