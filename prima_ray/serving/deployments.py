@@ -304,10 +304,14 @@ def build_model(args: dict[str, Any]) -> Any:
 
 
 def build_gateway(args: dict[str, Any]) -> Any:
-    """For `import_path` of a Serve config file; `args` are `api_keys` (a file) and the keys of `ServingConfig`."""
+    """For `import_path` of a Serve config file; `args` are `api_keys` (a file) and the keys of `ServingConfig`.
+
+    Which model it asks says the deployment's `user_config`, see `Gateway.reconfigure`; `args.model` where that is not
+    given.
+    """
     from ray import serve
 
-    settings = {key: value for key, value in args.items() if key != "api_keys"}
+    settings = {key: value for key, value in args.items() if key not in ("api_keys", "model")}
     config = ServingConfig.model_validate(settings)
     limiter = serve.deployment(name="Limiter", num_replicas=1, max_ongoing_requests=1000)(Limiter)
     quiet = {"enable_access_log": False, "log_level": "INFO"}
@@ -315,6 +319,7 @@ def build_gateway(args: dict[str, Any]) -> Any:
         name="Gateway",
         max_ongoing_requests=config.max_queued_requests + config.limits.max_bodies,
         logging_config=quiet,
+        user_config={"model": args["model"]} if "model" in args else None,
         graceful_shutdown_timeout_s=config.replica.drain_s,
     )
     return gateway(serve.ingress()(Gateway)).bind(config, str(args["api_keys"]), limiter.bind(config.rate))
