@@ -11,6 +11,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
+
+class Request(BaseModel):
+    """The body, in FastAPI's own way."""
+
+    images: list[str]
+    attributes: dict[str, Any] = {}
+
 
 def plain_fastapi(run: str, port: int, *, threads: int, torch_threads: int) -> None:
     """What one writes without Ray Serve: FastAPI's own parsing, a thread pool, one model. No limits, keys, metrics."""
@@ -18,7 +27,6 @@ def plain_fastapi(run: str, port: int, *, threads: int, torch_threads: int) -> N
     import torch
     import uvicorn
     from fastapi import FastAPI
-    from pydantic import BaseModel
 
     from prima_ray.inference.diagnosis import Diagnoser
     from prima_ray.inference.predictor import Exam
@@ -27,10 +35,6 @@ def plain_fastapi(run: str, port: int, *, threads: int, torch_threads: int) -> N
     torch.set_num_threads(torch_threads)
     app = FastAPI()
     limiter = anyio.CapacityLimiter(threads)
-
-    class Request(BaseModel):
-        images: list[str]
-        attributes: dict[str, Any] = {}
 
     @app.post("/v1/diagnoses")
     async def diagnose(request: Request) -> dict[str, Any]:

@@ -5,7 +5,6 @@ To add a route: a function here, and its name in `ROUTES`; what every route has 
 
 from __future__ import annotations
 
-import asyncio
 import importlib.resources
 import time
 from typing import Any
@@ -22,7 +21,7 @@ from prima_ray.serving.engine import Engine, Question, Unavailable
 from prima_ray.serving.examples import DIAGNOSIS_OPERATION, PROBLEMS
 from prima_ray.serving.guard import App, Guard, GuardConfig, as_problem
 from prima_ray.serving.keys import KeyRing
-from prima_ray.serving.limits import parse_request, read_body
+from prima_ray.serving.limits import Held, parse_request, read_body
 from prima_ray.serving.metrics import Metrics
 from prima_ray.serving.problems import HttpProblem, problem_response
 from prima_ray.serving.rate import RateLimiter, TokenBuckets
@@ -95,16 +94,15 @@ def create_app(
 
 
 def _add_diagnoses(app: FastAPI, engine: Engine, config: ServingConfig, metrics: Metrics, audit: Audit) -> None:
-    bodies = asyncio.Semaphore(config.limits.max_bodies)
+    held = Held(config.limits)
 
     @app.post("/v1/diagnoses", response_model=Diagnosis, openapi_extra=DIAGNOSIS_OPERATION, tags=["diagnosis"])
     async def diagnose(request: Request) -> Response:
         """Diagnose one exam: 1 to 8 photos and whatever is known of the patient."""
-        if bodies.locked():
-            raise Unavailable("too many requests are being read", reason="bodies_full", retry_after_s=1.0)
-        async with bodies:
+        with held.room(request.headers) as room:
             started = time.perf_counter()
             body = await read_body(request.receive, request.headers, config.limits)
+            room.takes(len(body))
             photos, attributes, explain = await parse_request(body, request.headers, config.limits)
             del body
             read_s = time.perf_counter() - started

@@ -27,8 +27,8 @@ class LimitsConfig(StrictConfig):
     body_timeout_s: float = Field(default=30.0, gt=0)
     """For a whole body, however steadily it trickles."""
     max_connections: int = Field(default=512, ge=1)
-    max_bodies: int = Field(default=32, ge=1)
-    """Bodies that are held at once; what they may take together is this times `max_body_bytes`."""
+    max_held_bytes: int = Field(default=512 * MIB, ge=1024)
+    """Of all bodies that are being read or answered; the next one is answered with 503."""
 
 
 class RateConfig(StrictConfig):

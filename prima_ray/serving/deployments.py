@@ -317,7 +317,8 @@ def build_gateway(args: dict[str, Any]) -> Any:
     quiet = {"enable_access_log": False, "log_level": "INFO"}
     gateway = serve.deployment(
         name="Gateway",
-        max_ongoing_requests=config.max_queued_requests + config.limits.max_bodies,
+        # The bound is the model's queue, whose refusals say when to come back; beyond twice that Serve waits.
+        max_ongoing_requests=2 * config.max_queued_requests,
         logging_config=quiet,
         user_config={"model": args["model"]} if "model" in args else None,
         graceful_shutdown_timeout_s=config.replica.drain_s,

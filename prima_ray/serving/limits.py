@@ -6,7 +6,8 @@ import asyncio
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -15,12 +16,54 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from prima_ray.data.images import ImageRejected, image_size
 from prima_ray.serving.config import LimitsConfig
+from prima_ray.serving.engine import Unavailable
 from prima_ray.serving.problems import HttpProblem
 from prima_ray.serving.schemas import MAX_IMAGES, DiagnosisRequest, Scalar
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*+={0,2}\s*")
+
+
+class Held:
+    """Bytes of bodies that are in memory: many requests within their limit are no less than one beyond it."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits, self._bytes = limits, 0
+
+    @contextmanager
+    def room(self, headers: Headers) -> Iterator[Room]:
+        """For one body while it is read and answered; as much as it announces, else as much as it may have.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        announced = headers.get("content-length", "")
+        largest = self._limits.max_body_bytes
+        found = Room(self, min(int(announced), largest) if announced.isdecimal() else largest)
+        if self._bytes and self._bytes + found.bytes > self._limits.max_held_bytes:
+            raise Unavailable("too much is being read and answered", reason="memory", retry_after_s=2.0)
+        self._bytes += found.bytes
+        try:
+            yield found
+        finally:
+            self._bytes -= found.bytes
+
+    def change(self, by: int) -> None:
+        """A body has turned out larger or smaller."""
+        self._bytes += by
+
+
+class Room:
+    """What one body takes."""
+
+    def __init__(self, held: Held, size: int) -> None:
+        self._held, self.bytes = held, size
+
+    def takes(self, size: int) -> None:
+        """The body is read."""
+        self._held.change(size - self.bytes)
+        self.bytes = size
 
 
 async def read_body(receive: Receive, headers: Headers, limits: LimitsConfig) -> bytes:

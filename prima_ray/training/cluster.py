@@ -62,7 +62,8 @@ def connect(context: RayContextConfig, *, num_workers: int, loopback: bool = Fal
     """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
 
     Args:
-        loopback: the ports of one that is started here are on loopback alone.
+        loopback: of one that is started here the ports are on loopback alone, and the workers give way to nobody: it
+            serves.
 
     Raises:
         PrimaError: there is no cluster at the address.
@@ -72,6 +73,8 @@ def connect(context: RayContextConfig, *, num_workers: int, loopback: bool = Fal
         # Ray's name for it is older than its use: without clusters, every process of it keeps to loopback. It is read
         # when Ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray's workers give way to whatever else runs (15). Somebody waits for these.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if ray.is_initialized():

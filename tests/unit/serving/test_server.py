@@ -20,6 +20,12 @@ def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
+def is_answered_by(connection: socket.socket, request: bytes, start: bytes) -> bool:
+    """True where the answer begins so."""
+    connection.sendall(request)
+    return connection.recv(65536).startswith(start)
+
+
 def is_answered(connection: socket.socket) -> bool:
     """True where a request for `/healthz` is, on a connection that stays."""
     with contextlib.suppress(ConnectionError):
@@ -85,6 +91,15 @@ def test_a_head_that_trickles_is_given_up(model: Model) -> None:
             assert is_answered(good)
             good.sendall(b"GET /healthz")
             assert rest(good) == b""
+
+
+def test_bodies_share_a_bound(model: Model) -> None:
+    with running(LocalEngine(model), max_held_bytes=1_000_000) as port, connect(port) as one, connect(port) as two:
+        one.sendall(HEAD + b"Content-Length: 900000\r\n\r\n" + b"x")
+        assert is_answered_by(two, HEAD + b"Content-Length: 200000\r\n\r\n", b"HTTP/1.1 503 ")
+        one.close()
+        with connect(port) as three:
+            assert is_answered_by(three, HEAD + b"Content-Length: 3\r\n\r\n{}}", b"HTTP/1.1 400 ")
 
 
 def test_connections_are_bounded(model: Model) -> None:
