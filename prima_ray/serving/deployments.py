@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -42,6 +43,8 @@ class ModelReplica:
         self._model = Model(run, config.replica)
         self._model.check()
         self._began: float | None = None
+        # One and the same: a thread that comes new to torch is slow at first.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._batched = serve.batch(max_batch_size=config.batch.max_size, batch_wait_timeout_s=config.batch.wait_s)(
             self._answer
         )
@@ -50,7 +53,7 @@ class ModelReplica:
         self._began = time.monotonic()
         now = time.time()
         try:
-            found = await asyncio.to_thread(self._model.answer, [question for question, _ in asked])
+            found = await self._run(self._model.answer, [question for question, _ in asked])
         finally:
             self._began = None
         for item, (_, sent) in zip(found, asked, strict=True):
@@ -74,10 +77,13 @@ class ModelReplica:
     async def check(self) -> PrimaError | None:
         """See `Engine.check`; what is wrong is a value."""
         try:
-            await asyncio.to_thread(self._model.check)
+            await self._run(self._model.check)
         except PrimaError as error:
             return error
         return None
+
+    async def _run(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that fails. Python cannot end a thread that hangs."""
