@@ -145,6 +145,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--image", action="append", default=[], help="a photo of the exam; repeatable")
     command.add_argument("--metadata", help="the exam's attributes: JSON, or a file that holds it")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument(
+        "--explain", metavar="FOLDER", help="say what the answer rests on; pictures go into the folder"
+    )
     command.set_defaults(run=_run_predict)
 
     _add_serving(commands)
@@ -243,6 +246,7 @@ def _run_predict(arguments: argparse.Namespace) -> int:
         images=arguments.image,
         metadata=arguments.metadata,
         as_json=arguments.json,
+        explain=arguments.explain,
     )
 
 

@@ -73,6 +73,8 @@ class Diagnosis:
     novelty: float | None = None
     """How strange the photos are, by the stranger of two measures (`familiarity`): above 1 is out of distribution. None
     where the model cannot say."""
+    novelty_by: Mapping[str, float] = field(default_factory=dict)
+    """The same, each measure by itself: `features` and `appearance`."""
     drift: Mapping[str, str] = field(default_factory=dict)
     """Variable of the model's `reference` -> this exam's answer: what a service counts to notice drift."""
     explanation: Explanation | None = None
@@ -291,6 +293,7 @@ class Diagnoser:
             text=self.predictor.text(attributes),
             warnings=tuple(self._warnings(attributes)),
             novelty=photos.strangeness,
+            novelty_by=dict(photos.novelty),
             drift=self._drift(attributes, ranked[0], confidence, photos),
             explanation=explanation,
             timings=timings,

@@ -31,6 +31,10 @@ TUNED = (
     "attention maps: the image tower was fine-tuned after it was aligned with the text, so they show less than they "
     "did then"
 )
+PLACES = (
+    "attention maps: a word tends to look at its own place whatever the photo shows (docs/answers.md); a map is no "
+    "evidence that the lesion was looked at"
+)
 NO_CORPUS = "no evidence: the model was made without a corpus"
 UNVETTED = "evidence: nobody has vetted the entries that are marked so"
 
@@ -154,6 +158,7 @@ def _maps(predictor: Predictor, encoded: ImageTextBatch, exam: Answered, notes: 
     if heads is None or config.text is None or predictor.tokenizer is None:
         notes.append(NO_HEADS)
         return
+    notes.append(PLACES)
     if config.tuned_after_alignment:
         notes.append(TUNED)
     if encoded.image_seq is None or encoded.text_seq is None:

@@ -7,14 +7,14 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from prima_ray.base import PrimaError, is_uri
+from prima_ray.base import PrimaError, is_uri, write_atomic
 from prima_ray.config import read_yaml
 from prima_ray.data.attributes import normalise_attributes
 from prima_ray.data.description import AttributeConfig, DataSetConfig
@@ -39,25 +39,32 @@ def run_predict(
     images: Sequence[str] = (),
     metadata: str | None = None,
     as_json: bool = False,
+    explain: str | None = None,
 ) -> int:
     """What `prima predict` does; returns the exit code.
 
     Raises:
         PrimaError: a mistake in the arguments, the photos or the attributes.
     """
-    _check_arguments(shards=shards, out=out, images=images, metadata=metadata, as_json=as_json)
+    _check_arguments(shards=shards, out=out, images=images, metadata=metadata, as_json=as_json, explain=explain)
     if shards is not None and out is not None:
         with contextlib.redirect_stdout(sys.stderr):  # Ray's driver prints to stdout unasked
             predict_folder(run_dir, shards, out)
         print(f"run: {out}")  # noqa: T201 - the command's answer
         return 0
-    answer = predict_exam(run_dir, images, metadata)
+    answer = predict_exam(run_dir, images, metadata, explain=explain)
     sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n" if as_json else _table(answer))
     return 0
 
 
 def _check_arguments(
-    *, shards: str | None, out: str | None, images: Sequence[str], metadata: str | None, as_json: bool
+    *,
+    shards: str | None,
+    out: str | None,
+    images: Sequence[str],
+    metadata: str | None,
+    as_json: bool,
+    explain: str | None,
 ) -> None:
     see = "See `prima predict --help`."
     if (shards is None) == (not images):
@@ -68,12 +75,19 @@ def _check_arguments(
         return
     if out is None:
         raise PrimaError("--shards needs --out, the Parquet file to write", mend=see)
-    if metadata is not None or as_json:
-        raise PrimaError(f"{'--metadata' if metadata is not None else '--json'} goes with --image", mend=see)
+    for name, given in (("--metadata", metadata is not None), ("--json", as_json), ("--explain", explain is not None)):
+        if given:
+            raise PrimaError(f"{name} goes with --image", mend=see)
 
 
-def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> dict[str, Any]:
+def predict_exam(
+    run_dir: str, images: Sequence[str], metadata: str | None, *, explain: str | None = None
+) -> dict[str, Any]:
     """One exam from files.
+
+    Args:
+        explain: a folder; the answer then says what it rests on, and where words look is drawn into the folder, a file
+        a photo.
 
     Returns:
         see `Diagnosis.as_dict`.
@@ -86,7 +100,13 @@ def predict_exam(run_dir: str, images: Sequence[str], metadata: str | None) -> d
     attributes = normalise_attributes(config.data_set, read_metadata(metadata))
     photos = tuple(_read(path) for path in images)
     _check_model(run_dir)
-    return Diagnoser.load(run_dir).diagnose_one(Exam(images=photos, attributes=attributes)).as_dict()
+    exam = Exam(images=photos, attributes=attributes)
+    found = Diagnoser.load(run_dir).diagnose_one(exam, explain=explain is not None)
+    if found.explanation is not None and explain is not None:
+        for item in found.explanation.maps:
+            if item.png is not None:
+                write_atomic(Path(explain) / f"attention-{item.photo}.png", item.png)
+    return found.as_dict()
 
 
 def read_metadata(metadata: str | None) -> dict[str, object]:
@@ -162,7 +182,20 @@ def _table(answer: dict[str, Any]) -> str:
         if answer[key]:
             lines.append(f"{title}: {', '.join(answer[key])}")
     lines += [f"warning: {text}" for text in answer["warnings"]]
+    if "explanation" in answer:
+        lines += ["", *_explained(answer["prediction"], answer["explanation"])]
     return "\n".join(lines) + "\n"
+
+
+def _explained(prediction: str, explanation: dict[str, Any]) -> Iterator[str]:
+    contributions = explanation["contributions"]
+    for item in contributions["attributes"] if contributions else ():
+        yield f"{item['log_odds']:+.2f} log-odds of {prediction} by {item['attribute']} = {item['value']}"
+    for item in explanation["evidence"]:
+        doubt = "" if item["vetted"] else " (nobody has vetted this)"
+        yield f"{item['factor']}, {item['diagnosis']}: {item['direction']}{doubt}"
+        yield from (f"    “{part['quote']}” {part['title']}, {part['url']}" for part in item["sources"])
+    yield from (f"note: {text}" for text in explanation["notes"])
 
 
 def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:

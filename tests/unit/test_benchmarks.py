@@ -37,6 +37,7 @@ def test_the_benchmarks_are_there() -> None:
         "retrieval",
         "risk_pairs",
         "small_preset",
+        "strange_photos",
         "train_step",
         "verify_quotes",
         "worker_grid",
@@ -49,8 +50,8 @@ def test_a_benchmark_reads_its_command_line(name: str, capsys: pytest.CaptureFix
         importlib.import_module(name).main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    # Two of them check a corpus, one compares runs: nothing is timed, nothing takes turns.
-    untimed = ("risk_pairs", "verify_quotes", "worker_grid")
+    # Two of them check a corpus, one compares runs, one asks a run: nothing is timed, nothing takes turns.
+    untimed = ("risk_pairs", "strange_photos", "verify_quotes", "worker_grid")
     assert ("--quick" in shown) == ("--pairs" in shown) == (name not in untimed)
 
 

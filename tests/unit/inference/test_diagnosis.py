@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prima_ray.base import PrimaError
 from prima_ray.inference.bundle import model_version
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
+from prima_ray.inference.explanation import NO_ATTRIBUTES, NO_CORPUS, NO_HEADS, NO_WORDS
 from prima_ray.inference.predictor import UNCALIBRATED, Exam, Predictor
 from tests.conftest import jpeg
 
@@ -97,3 +100,61 @@ def test_the_version_is_of_every_byte_of_the_model(run: Path) -> None:
     recalibrate(run, temperature=0.0)
     with pytest.raises(PrimaError, match="damaged: temperature: Input should be greater than 0"):
         Diagnoser.load(run)
+
+
+def test_what_cannot_be_explained_is_said(tiny_fuse: Path, tiny_finetune: Path) -> None:
+    exam = Exam((photo(),), {"age": 50})
+    found = Diagnoser.load(tiny_fuse).diagnose([exam, exam], explain=[False, True])
+    assert isinstance(found[0], Diagnosis)
+    assert isinstance(found[1], Diagnosis)
+    assert found[0].explanation is None
+    assert found[1].explanation is not None
+    assert found[1].explanation.notes == (NO_HEADS, NO_CORPUS)
+    assert found[1].explanation.contributions is not None
+    alone = Diagnoser.load(tiny_fuse).diagnose_one(Exam((photo(),), {}), explain=True).explanation
+    assert alone is not None
+    assert (alone.notes, alone.contributions, alone.maps) == ((NO_ATTRIBUTES, NO_CORPUS), None, ())
+    photos = Diagnoser.load(tiny_finetune).diagnose_one(exam, explain=True).explanation
+    assert photos is not None
+    assert photos.notes == (NO_WORDS, NO_CORPUS)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_photos_that_are_strange_or_cannot_be_used_are_not_answered(run: Path) -> None:
+    def limit(distance: float) -> Diagnoser:
+        record = run / "model" / "familiarity.json"
+        limits = {"limits": {"features": None, "appearance": distance}}
+        record.write_text(json.dumps({**json.loads(record.read_text()), **limits}))
+        return Diagnoser.load(run)
+
+    usual, black = Exam((photo(),), {}), Exam((photo(), png(np.zeros((64, 64, 3)))), {})
+    found = limit(5.0).diagnose([usual, black])
+    answers = [item for item in found if isinstance(item, Diagnosis)]
+    assert [[reason.cause for reason in item.reasons] for item in answers] == [[], ["image_unusable"] * 2]
+    assert answers[1].reasons[1].text == (
+        "photo 2 cannot be used: blank or far out of focus: it shows next to no structure"
+    )
+    assert answers[1].abstained
+    strange = limit(0.1).diagnose_one(usual)
+    assert [reason.cause for reason in strange.reasons] == ["out_of_distribution"]
+    assert answers[0].novelty is not None
+    assert strange.novelty == pytest.approx(50 * answers[0].novelty)
+    assert strange.reasons[0].text == (
+        "unlike the photos that the model was trained on: in light, colour and detail "
+        f"{strange.novelty:.1f} times as far from them as the limit"
+    )
+
+
+def test_what_an_exam_says_to_whoever_counts(tiny_fuse: Path) -> None:
+    found = Diagnoser.load(tiny_fuse).diagnose_one(Exam((photo(),), {"itch": False, "age": 20}))
+    assert found.drift["attribute:itch"] == "false"
+    assert found.drift["attribute:region"] == "missing"
+    assert found.drift["attribute:age"] == "below 43"
+    assert {"prediction", "confidence", "novelty", "photo:brightness"} <= found.drift.keys()
+    # The words of a patient are not among them.
+    assert "20" not in found.drift.values()

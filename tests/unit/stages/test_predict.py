@@ -10,6 +10,7 @@ import pytest
 
 from prima_ray.base import PrimaError
 from prima_ray.cli import main
+from prima_ray.inference.explanation import NO_CORPUS, NO_HEADS
 from prima_ray.stages.predict import predict_folder, read_metadata, run_predict
 from tests.conftest import TOY, write_toy_shards
 
@@ -83,6 +84,20 @@ def test_a_model_of_photos_alone_says_that_it_reads_no_attributes(
     ]
 
 
+def test_what_an_answer_rests_on(
+    tiny_fuse: Path, photos: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--metadata", '{"age": 61}', "--explain", str(tmp_path / "why"))
+    assert ask(tiny_fuse, photos[:1], *asked) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split(" by ")[1] for line in lines if " by " in line] == ["age = 61"]
+    assert [line for line in lines if line.startswith("note: ")] == [f"note: {NO_HEADS}", f"note: {NO_CORPUS}"]
+    assert ask(tiny_fuse, photos[:1], *asked, "--json") == 0
+    explanation = json.loads(capfd.readouterr().out)["explanation"]
+    assert [item["attribute"] for item in explanation["contributions"]["attributes"]] == ["age"]
+    assert explanation["contributions"]["without_attributes"].keys() == {"BCC", "NEV", "SEK"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -92,6 +107,7 @@ def test_a_model_of_photos_alone_says_that_it_reads_no_attributes(
         ({"shards": "s"}, "--shards needs --out, the Parquet file to write"),
         ({"shards": "s", "out": "o", "metadata": "{}"}, "--metadata goes with --image"),
         ({"shards": "s", "out": "o", "as_json": True}, "--json goes with --image"),
+        ({"shards": "s", "out": "o", "explain": "e"}, "--explain goes with --image"),
     ],
 )
 def test_arguments_that_do_not_go_together(options: dict[str, Any], message: str) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from prima_ray.base import PrimaError, StrictConfig, read_json
 from prima_ray.data.description import DataSetConfig
 from prima_ray.inference.bundle import read_bundle_config
+from prima_ray.inference.diagnosis import Diagnoser
+from prima_ray.inference.explanation import PLACES, UNVETTED
+from prima_ray.inference.predictor import Exam
 from prima_ray.knowledge.corpus import Corpus
 from prima_ray.knowledge.priors import PriorsConfig
 from prima_ray.knowledge.vetting import Verdict, append
@@ -19,7 +28,7 @@ from prima_ray.stages import align
 from prima_ray.stages.evaluate import run_evaluate
 from prima_ray.stages.priors import described_with_priors, parent_state, read_priors
 from prima_ray.stages.rundir import finish_run, input_hash, open_run
-from tests.conftest import TOY, train_tiny
+from tests.conftest import TOY, jpeg, train_tiny
 from tests.unit.knowledge.toy_corpus import make_corpus
 
 DATA_SET = DataSetConfig.model_validate(TOY)
@@ -166,6 +175,60 @@ def test_every_descendant_of_unvetted_entries_is_marked(trained: dict[str, Path]
         "Unvetted: this run, or one that it builds on, used entries of a risk corpus that nobody has vetted."
         in (out / "report.html").read_text()
     )
+
+
+def photo(seed: int = 0) -> bytes:
+    return jpeg(np.random.default_rng(seed), 50, 40)
+
+
+def test_the_run_explains_itself_with_nothing_else_at_hand(trained: dict[str, Path], tmp_path: Path):
+    """Align's heads and the corpus's entries are in the model folder, although fusion reads the backbones' features."""
+    record = read_json(trained["fuse"] / "run.json")
+    assert record["inputs"]["corpus"]["path"] == str(trained["corpus"])
+    shutil.copytree(trained["fuse"] / "model", tmp_path / "model")
+    diagnoser = Diagnoser.load(tmp_path)
+    exam = Exam((photo(), photo(1)), {"itch": True, "age": 61, "region": "FACE"})
+    found = diagnoser.diagnose_one(exam, explain=True)
+    assert found.explanation is not None
+    maps = found.explanation.maps
+    assert [(item.photo, item.attribute) for item in maps] == [
+        (number, name) for number in (1, 2) for name in (None, "itch", "age")
+    ]
+    for item in maps:
+        assert item.grid.shape == (4, 4)
+        assert item.grid.sum() == pytest.approx(1)
+    assert found.explanation.contributions is not None
+    assert {item.attribute for item in found.explanation.contributions.items} == {"itch", "age"}
+    on = {item.diagnosis: (item.attribute, item.vetted) for item in found.explanation.evidence}
+    known = {"BCC": ("itch", False), "NEV": ("age", True)}
+    assert on == {name: known[name] for name in found.prediction_set if name in known}
+    assert found.explanation.notes == ((PLACES, UNVETTED) if "BCC" in on else (PLACES,))
+    # The same answer without being asked why.
+    assert diagnoser.diagnose_one(exam).probabilities == pytest.approx(dict(found.probabilities), abs=1e-6)
+    json.dumps(found.as_dict())
+
+
+@pytest.mark.parametrize("part", ["image_tower", "heads"])
+def test_with_random_weights_the_overlay_is_another(part: str, trained: dict[str, Path], tmp_path: Path):
+    """A picture that stays the same whatever the weights would explain nothing (Adebayo et al. 2018)."""
+    shutil.copytree(trained["fuse"] / "model", tmp_path / "model")
+    exam = Exam((photo(),), {"itch": True, "age": 61})
+
+    def overlay() -> tuple[NDArray[np.float64], bytes]:
+        explanation = Diagnoser.load(tmp_path).diagnose_one(exam, explain=True).explanation
+        assert explanation is not None
+        assert explanation.maps[0].png is not None
+        return explanation.maps[0].grid, explanation.maps[0].png
+
+    before, again = overlay(), overlay()
+    assert before[1] == again[1]
+    weights = tmp_path / "model" / part / "model.safetensors"
+    generator = torch.Generator().manual_seed(1)
+    state = {name: torch.randn(value.shape, generator=generator) for name, value in load_file(weights).items()}
+    save_file(state, weights)
+    after = overlay()
+    assert after[1] != before[1]
+    assert np.abs(after[0] - before[0]).max() > 0.01
 
 
 def test_a_corpus_must_be_finished(tmp_path: Path, labelled_shards: str, trained: dict[str, Path]):
