@@ -91,6 +91,8 @@ class Endpoint:
 
     def __init__(self, run: str, config: ServingConfig) -> None:
         self.run, self.metrics = run, Metrics()
+        self.app = ""
+        """The application that is asked."""
         self.engine = ServeEngine(config)
         self._config, self._count = config, 0
 
@@ -129,6 +131,7 @@ class Endpoint:
         except BaseException:
             await asyncio.to_thread(deployments.remove_model, name)
             raise
+        self.app = name
         if former is not None:
             await asyncio.to_thread(deployments.remove_model, former)
 

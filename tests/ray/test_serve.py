@@ -31,6 +31,7 @@ from prima_ray.serving import deployments
 from prima_ray.serving.app import create_app
 from prima_ray.serving.config import ServingConfig
 from prima_ray.serving.deployments import ModelReplica
+from prima_ray.serving.keys import add_key
 from prima_ray.serving.server import build_server, listen
 from prima_ray.stages.serve import Endpoint
 from tests.conftest import jpeg
@@ -48,6 +49,9 @@ CONFIG = ServingConfig.model_validate(
 
 class Live:
     """An endpoint on the tests' cluster: its own loop in a thread, as `prima serve` has one."""
+
+    proxy = ""
+    """Serve's own address."""
 
     def __init__(self, run: Path) -> None:
         self.link = run
@@ -86,8 +90,14 @@ class Live:
 def live(cluster: None, tiny_fuse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     link = tmp_path_factory.mktemp("live") / "current"
     link.symlink_to(tiny_fuse)
-    deployments.start_serve()
+    from ray import serve
+
+    # As `deployments.start_serve`, and with a proxy, which the gateway of a cluster is behind.
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     found = Live(link)
+    found.proxy = f"http://127.0.0.1:{port}"
     yield found
     found.stop()
 
@@ -214,6 +224,26 @@ def test_another_model_goes_live_under_load_and_a_broken_one_does_not(
             watcher.cancel()
     assert set(seen) == {200}
     assert httpx.get(f"{live.url}/v1/schema").json()["title"] == "Another"
+
+
+def test_the_gateway_of_a_cluster_asks_the_model_that_it_is_told(live: Live, body: bytes, tmp_path: Path) -> None:
+    from ray import serve
+
+    key = add_key(tmp_path / "keys", "clinic")
+    settings = {"rate": {"per_minute": 1, "burst": 2}, "request_timeout_s": 60}
+    arguments = {"api_keys": str(tmp_path / "keys"), "model": live.endpoint.app, **settings}
+    serve.run(deployments.build_gateway(arguments), name="gateway", route_prefix="/clinic")
+    with httpx.Client(base_url=f"{live.proxy}/clinic", timeout=90) as client:
+        assert client.get("/v1/schema").status_code == 401
+        client.headers["authorization"] = f"Bearer {key}"
+        assert client.get("/readyz").json()["model"]["version"] == live.version()
+        asked = [
+            client.post("/v1/diagnoses", content=body, headers={"content-type": "application/json"}) for _ in "123"
+        ]
+    assert [item.status_code for item in asked] == [200, 200, 429]
+    assert asked[0].json()["model"]["version"] == live.version()
+    assert int(asked[2].headers["retry-after"]) >= 1
+    serve.delete("gateway")
 
 
 def test_a_replica_that_hangs_says_so(cluster: None, tiny_fuse: Path) -> None:

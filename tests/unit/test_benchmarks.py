@@ -36,6 +36,7 @@ def test_the_benchmarks_are_there() -> None:
         "ingest_stream",
         "retrieval",
         "risk_pairs",
+        "serve",
         "small_preset",
         "strange_photos",
         "train_step",
