@@ -5,6 +5,7 @@ To add a route: a function here, and its name in `ROUTES`; what every route has 
 
 from __future__ import annotations
 
+import asyncio
 import importlib.resources
 import time
 from typing import Any
@@ -129,6 +130,8 @@ def _add_diagnoses(app: FastAPI, engine: Engine, config: ServingConfig, metrics:
 
 
 def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    checks = _Checks(engine)
+
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> dict[str, str]:
         """The process answers."""
@@ -140,7 +143,7 @@ def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         card = engine.served().card
         metrics.serves(engine.served())
         try:
-            await engine.check()
+            await checks.check()
         except PrimaError as error:
             metrics.ready(False)
             raise Unavailable(error.what, reason="not_ready") from None
@@ -154,6 +157,21 @@ def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     async def text() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
+
+
+class _Checks:
+    """One look at the model at a time: whoever asks meanwhile gets its outcome, so that probing costs strangers more than
+    us."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._running: asyncio.Task[None] | None = None
+
+    async def check(self) -> None:
+        """See `Engine.check`."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._engine.check())
+        await asyncio.shield(self._running)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -52,6 +52,7 @@ class ModelReplica:
     async def _answer(self, asked: list[tuple[Question, float]]) -> list[Answer | PrimaError]:
         self._began = time.monotonic()
         now = time.time()
+        found: list[Answer | PrimaError]
         try:
             found = await self._run(self._model.answer, [question for question, _ in asked])
         finally:
@@ -201,6 +202,7 @@ class ServeEngine:
         deadline = time.monotonic() + self._config.request_timeout_s
         active = self._now()
         active.under_way += 1
+        active.idle.clear()
         try:
             found = await self._ask(lambda: active.handle.answer.remote(question, time.time()), deadline)
         finally:
