@@ -1,8 +1,8 @@
 """What happens to requests when something goes wrong under load, and how replicas follow the load. One machine.
 
 Faults, a row each: requests sent, answered, refused (429, 503), failed (anything else, and no answer at all). Then a
-load that comes and goes, with the number of replicas and the times of the answers beside it. Then the memory of the server's
-processes over many requests.
+load that comes and goes, with the number of replicas beside it. Then the memory of the server's processes over many
+requests.
 """
 
 from __future__ import annotations

@@ -160,8 +160,7 @@ def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
 
 class _Checks:
-    """One look at the model at a time: whoever asks meanwhile gets its outcome, so that probing costs strangers more than
-    us."""
+    """One look at the model at a time: whoever asks meanwhile gets its outcome, so strangers cannot make it work."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
