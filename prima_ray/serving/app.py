@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from prima_ray import __version__
@@ -121,12 +121,16 @@ def _add_diagnoses(app: FastAPI, engine: Engine, config: ServingConfig, metrics:
         found = {**answer.fields, "request_id": request_id, "model": answer.card.model_dump()}
         return JSONResponse(Diagnosis.model_validate(found).model_dump(mode="json"))
 
-    @app.get("/v1/schema", tags=["diagnosis"])
-    async def schema() -> JSONResponse:
+    @app.get("/v1/schema", tags=["diagnosis"], response_class=_SchemaResponse)
+    async def schema() -> Response:
         """The attributes as JSON Schema, and which model answers."""
         served = engine.served()
         found = attributes_schema(served.data_set, served.read_attributes)
-        return JSONResponse({**found, "x-model": served.card.model_dump()}, media_type="application/schema+json")
+        return _SchemaResponse({**found, "x-model": served.card.model_dump()})
+
+
+class _SchemaResponse(JSONResponse):
+    media_type = "application/schema+json"
 
 
 def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
@@ -153,7 +157,7 @@ def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         metrics.ready(True)
         return {"status": "ready", "model": card.model_dump()}
 
-    @app.get("/metrics", tags=["operations"])
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     async def text() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
