@@ -181,7 +181,7 @@ class Diagnoser:
                     tables[place] = self.predictor.exam_table(exam)
                 except PrimaError as error:
                     answers[place] = error
-            batch = self.predictor.collate(pa.concat_tables(tables.values())) if tables else None
+            batch = self._collate(tables, answers)
         if batch is not None:
             places = list(tables)
             found = self._answer(
@@ -193,6 +193,22 @@ class Diagnoser:
             )
             answers |= dict(zip(places, found, strict=True))
         return [answers[place] for place in range(len(exams))]
+
+    def _collate(self, tables: dict[int, pa.Table], answers: dict[int, Answer]) -> ImageTextBatch | None:
+        """The batch of the exams that can be read; what cannot moves from ``tables`` to ``answers``."""
+        if not tables:
+            return None
+        try:
+            return self.predictor.collate(pa.concat_tables(tables.values()))
+        except PrimaError:
+            # A photo that decodes whole and not reduced: whose is it?
+            for place, table in list(tables.items()):
+                try:
+                    self.predictor.collate(table)
+                except PrimaError as error:
+                    answers[place] = error
+                    del tables[place]
+        return self.predictor.collate(pa.concat_tables(tables.values())) if tables else None
 
     def _answer(
         self,

@@ -36,7 +36,7 @@ _MIN_PHOTOS = 20
 class FamiliarityConfig(StrictConfig):
     """Which photos are called strange."""
 
-    familiar: float = Field(default=0.98, gt=0.0, lt=1.0)
+    familiar: float = Field(default=0.95, gt=0.0, lt=1.0)
     """Share of exams like those of the validation fold that are not called strange."""
     max_exams: int = Field(default=1000, ge=1)
     """Exams of the training fold, and of the validation fold, that are looked at; drawn by their ids."""

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from prima_ray.base import PrimaError
+from prima_ray.data.images import ImageRejected, decode_image
 from prima_ray.inference.bundle import model_version
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 from prima_ray.inference.explanation import NO_ATTRIBUTES, NO_CORPUS, NO_HEADS, NO_WORDS
@@ -63,6 +64,29 @@ def test_a_bad_exam_spoils_no_other(tiny_fuse: Path) -> None:
         diagnoser.diagnose_one(bad[2])
     assert [str(item) for item in diagnoser.diagnose(bad)] == [str(found[place]) for place in (1, 3, 4)]
     assert diagnoser.diagnose([]) == []
+
+
+def test_a_photo_that_fails_only_in_the_batch_spoils_no_other(tiny_fuse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are decoded twice, whole and reduced; the second may find what the first did not."""
+    diagnoser = Diagnoser.load(tiny_fuse)
+    exams = [Exam((photo(seed),), {}) for seed in range(3)]
+    wanted = diagnoser.diagnose(exams)
+    whole = decode_image
+
+    def decode(data: bytes, **options: object) -> Image.Image:
+        if data == exams[1].images[0]:
+            raise ImageRejected("truncated_image", "in the middle")
+        return whole(data, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("prima_ray.data.collate.decode_image", decode)
+    found = diagnoser.diagnose(exams)
+    assert [type(item) for item in found] == [Diagnosis, PrimaError, Diagnosis]
+    assert "cannot be decoded" in str(found[1])
+    for place in (0, 2):
+        one, other = found[place], wanted[place]
+        assert isinstance(one, Diagnosis)
+        assert isinstance(other, Diagnosis)
+        assert one.probabilities == pytest.approx(dict(other.probabilities), abs=1e-6)
 
 
 def test_probabilities_sets_and_abstention_are_those_of_the_calibration(run: Path) -> None:
