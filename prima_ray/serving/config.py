@@ -74,8 +74,9 @@ class ReplicaConfig(StrictConfig):
     num_gpus: float = Field(default=0.0, ge=0)
     hang_s: float = Field(default=60.0, gt=0)
     """A batch that takes longer is a hung replica: it is replaced."""
-    health_period_s: float = Field(default=5.0, gt=0)
-    health_timeout_s: float = Field(default=10.0, gt=0)
+    health_period_s: float = Field(default=10.0, gt=0)
+    health_timeout_s: float = Field(default=30.0, gt=0)
+    """Of three checks in a row that fail, the replica goes. A machine that is merely busy must not look dead."""
     drain_s: float = Field(default=30.0, gt=0)
     """For answers under way when a replica goes."""
 

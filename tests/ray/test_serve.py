@@ -25,6 +25,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prima_ray.base import is_loopback
 from prima_ray.inference.diagnosis import Diagnoser
 from prima_ray.inference.predictor import Exam
 from prima_ray.serving import deployments
@@ -42,7 +43,8 @@ CONFIG = ServingConfig.model_validate(
         "replica": {"num_cpus": 0.5, "drain_s": 5},
         "batch": {"max_size": 4},
         "max_queued_requests": 16,
-        "request_timeout_s": 60,
+        # A replica that is started again on a busy machine takes its time.
+        "request_timeout_s": 240,
     }
 )
 
@@ -114,7 +116,7 @@ async def ask(client: httpx.AsyncClient, body: bytes) -> httpx.Response:
 
 def client_of(live: Live) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=100)
-    return httpx.AsyncClient(base_url=live.url, timeout=90, limits=limits)
+    return httpx.AsyncClient(base_url=live.url, timeout=300, limits=limits)
 
 
 @contextmanager
@@ -141,10 +143,10 @@ def load(live: Live, body: bytes, clients: int = 4) -> Iterator[Counter[int]]:
         wait_for(lambda: seen[200] >= reached + clients)
     finally:
         over.set()
-        thread.join(90)
+        thread.join(300)
 
 
-def wait_for(reached: Callable[[], bool], limit_s: float = 90) -> None:
+def wait_for(reached: Callable[[], bool], limit_s: float = 240) -> None:
     end = time.monotonic() + limit_s
     while not reached():
         assert time.monotonic() < end, "it did not happen in time"
@@ -268,7 +270,8 @@ def test_prima_serve_answers_on_loopback_alone_and_drains(tiny_fuse: Path, body:
             assert json.load(response)["model"]["name"] == "toy-fuse"
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         open_ports = [item for item in psutil.net_connections("tcp") if item.status == "LISTEN" and item.pid in family]
-        assert {item.laddr.ip for item in open_ports} <= {"127.0.0.1", "::1"}
+        assert open_ports
+        assert all(is_loopback(item.laddr.ip.removeprefix("::ffff:")) for item in open_ports)
     finally:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=120)
