@@ -221,7 +221,8 @@ def test_another_model_goes_live_under_load_and_a_broken_one_does_not(
             assert live.version() == first
             point(better)
             live.loop.call_soon_threadsafe(hangup.set)
-            wait_for(lambda: live.version() != first)
+            wait_for(lambda: 'prima_switches_total{outcome="done"} 1.0' in httpx.get(f"{live.url}/metrics").text)
+            assert live.version() != first
         finally:
             watcher.cancel()
     assert set(seen) == {200}
