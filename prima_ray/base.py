@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import ipaddress
 import json
 import math
 import os
@@ -84,6 +85,16 @@ def _plain_types(annotation: Any) -> set[Any]:
 def is_uri(path: str) -> bool:
     """True for ``s3://...`` and its like, which no local path rule touches."""
     return "://" in path
+
+
+def is_loopback(host: str) -> bool:
+    """True for a host that other machines cannot reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def expand_env(text: str) -> str:

@@ -150,6 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_run_predict)
 
+    _add_serving(commands)
+
     command = commands.add_parser("vet", help="accept, reject or edit the entries of a risk corpus")
     command.add_argument("corpus", metavar="CORPUS", help="the run directory of `prima corpus`")
     command.add_argument("--host", default="127.0.0.1", help="where the review page listens (default 127.0.0.1)")
@@ -180,6 +182,22 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="runs/demo", help="folder of everything it makes (default runs/demo)")
     command.set_defaults(run=_run_demo)
     return parser
+
+
+def _add_serving(commands: Any) -> None:
+    command = commands.add_parser("serve", help="a run as an endpoint over HTTP, and a page at /")
+    command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
+    command.add_argument("--host", default="127.0.0.1", help="the interface that it listens on (default 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8000, help="its port; 0 takes a free one (default 8000)")
+    command.add_argument("--api-keys", metavar="FILE", help="who may ask, see `prima keys`; needed off loopback")
+    command.add_argument("--config", metavar="FILE", help="limits, batching, scaling: a YAML file")
+    _add_overrides(command)
+    command.set_defaults(run=_run_serve)
+
+    command = commands.add_parser("keys", help="make an API key for `prima serve`; it is shown once")
+    command.add_argument("file", metavar="FILE", help="the file that its hash is added to")
+    command.add_argument("--add", required=True, metavar="NAME", help="whose key it is")
+    command.set_defaults(run=_run_keys)
 
 
 def _add_config_arguments(command: argparse.ArgumentParser) -> None:
@@ -230,6 +248,28 @@ def _run_predict(arguments: argparse.Namespace) -> int:
         as_json=arguments.json,
         explain=arguments.explain,
     )
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.serve import run_serve
+
+    _answer(
+        run_serve,
+        arguments.run_dir,
+        host=arguments.host,
+        port=arguments.port,
+        api_keys=arguments.api_keys,
+        config=arguments.config,
+        overrides=arguments.overrides,
+    )
+    return 0
+
+
+def _run_keys(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.serve import run_keys
+
+    print(run_keys(arguments.file, add=arguments.add))  # noqa: T201 - the command's answer
+    return 0
 
 
 def _run_vet(arguments: argparse.Namespace) -> int:

@@ -93,19 +93,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
+def load_config(cls: type[ConfigT], path: str | Path | None, overrides: Sequence[str] = ()) -> ConfigT:
     """Read ``path``, apply ``key=value`` overrides and validate.
 
     Args:
         cls: the config class of the stage.
-        path: a YAML file.
+        path: a YAML file; None: defaults alone.
         overrides: ``a.b=value`` strings; values are YAML. Another ``kind`` of a section comes first, and the file's
             keys of the section that this kind does not have are left out.
 
     Raises:
         PrimaError: with the file or the override, the key, what is wrong and the nearest right key.
     """
-    raw = read_yaml(path)
+    raw = {} if path is None else read_yaml(path)
     assigned: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -114,7 +114,8 @@ def load_config(cls: type[ConfigT], path: str | Path, overrides: Sequence[str] =
         assigned[key] = parse_yaml(value, where=f"--set {key}")
     for key in sorted(assigned, key=lambda key: not key.endswith(".kind")):
         _assign(cls, raw, key.split("."), assigned[key])
-    return _validate(cls, raw, where=path, base_dir=Path(path).resolve().parent, overrides=tuple(assigned))
+    where, base_dir = ("--set", Path.cwd()) if path is None else (path, Path(path).resolve().parent)
+    return _validate(cls, raw, where=where, base_dir=base_dir, overrides=tuple(assigned))
 
 
 def validate_config(cls: type[ConfigT], raw: Any, *, where: str | Path, base_dir: str | Path | None = None) -> ConfigT:

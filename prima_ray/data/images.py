@@ -41,14 +41,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int |
     Raises:
         ImageRejected: `empty_file`, `not_an_image`, `too_many_pixels` or `truncated_image`.
     """
-    if not data:
-        raise ImageRejected("empty_file", "0 bytes")
-    image = _open(data, max_pixels)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageRejected("too_many_pixels", f"{width} x {height} pixels, at most {max_pixels} are read")
+    image = _bounded(data, max_pixels)
     if draft_side is not None and image.format == "JPEG":
         # PIL picks the largest reduction whose size is still no smaller than asked on both sides.
+        width, height = image.size
         scale = draft_side / min(width, height)
         if scale < 1:
             image.draft(image.mode, (max(1, int(width * scale)), max(1, int(height * scale))))
@@ -60,6 +56,25 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_side: int |
         raise ImageRejected("truncated_image", str(error) or type(error).__name__) from None
     # Nothing of the file but its pixels goes on: PIL would write a comment into the next file.
     image.info.clear()
+    return image
+
+
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of a photo by its header; nothing is decoded, so it may still be damaged.
+
+    Raises:
+        ImageRejected: see `decode_image`.
+    """
+    return _bounded(data, max_pixels).size
+
+
+def _bounded(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageRejected("empty_file", "0 bytes")
+    image = _open(data, max_pixels)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageRejected("too_many_pixels", f"{width} x {height} pixels, at most {max_pixels} are read")
     return image
 
 

@@ -88,16 +88,6 @@ class ReviewServer(ThreadingHTTPServer):
         _log.debug("review: a request from %s failed", client_address, exc_info=True)
 
 
-def is_loopback(host: str) -> bool:
-    """True for a host that other machines cannot reach."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class _Refused(Exception):  # noqa: N818 - an answer
     """Answered with a status and a sentence."""
 

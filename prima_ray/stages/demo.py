@@ -194,6 +194,7 @@ def _tell(root: Path, found: Mapping[str, Any]) -> None:
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in found['seconds'].items())}",
         f"report: {root / 'fuse' / 'evaluation' / 'report.html'}",
         f"ask it: {_program()} predict {root / 'fuse'} {photos} --metadata {root / EXAM}",
+        f"serve it: {_program()} serve {root / 'fuse'}",
     ]
     for line in lines:
         _log.info("demo: %s", line)

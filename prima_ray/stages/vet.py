@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prima_ray.base import PrimaError, is_uri
+from prima_ray.base import PrimaError, is_loopback, is_uri
 from prima_ray.knowledge.book import write_book
 from prima_ray.knowledge.corpus import Corpus, read_corpus
-from prima_ray.knowledge.review import ReviewServer, is_loopback
+from prima_ray.knowledge.review import ReviewServer
 from prima_ray.knowledge.spreadsheet import export_csv, import_csv
 from prima_ray.knowledge.vetting import Vetting, append, read_log, resolve, take_over
 

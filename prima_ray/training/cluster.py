@@ -58,13 +58,23 @@ class ClusterView:
         return sum(map(on, self.nodes))
 
 
-def connect(context: RayContextConfig, *, num_workers: int) -> None:
+def connect(context: RayContextConfig, *, num_workers: int, loopback: bool = False) -> None:
     """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
+
+    Args:
+        loopback: of one that is started here the ports are on loopback alone, and the workers give way to nobody: it
+            serves.
 
     Raises:
         PrimaError: there is no cluster at the address.
     """
     quiet_driver()
+    if loopback:
+        # Ray's name for it is older than its use: without clusters, every process of it keeps to loopback. It is read
+        # when Ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray's workers give way to whatever else runs (15). Somebody waits for these.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if ray.is_initialized():

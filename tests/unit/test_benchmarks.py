@@ -36,6 +36,8 @@ def test_the_benchmarks_are_there() -> None:
         "ingest_stream",
         "retrieval",
         "risk_pairs",
+        "serve",
+        "serve_faults",
         "small_preset",
         "strange_photos",
         "train_step",
@@ -50,8 +52,8 @@ def test_a_benchmark_reads_its_command_line(name: str, capsys: pytest.CaptureFix
         importlib.import_module(name).main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    # Two of them check a corpus, one compares runs, one asks a run: nothing is timed, nothing takes turns.
-    untimed = ("risk_pairs", "strange_photos", "verify_quotes", "worker_grid")
+    # Two check a corpus, one compares runs, one asks a run, one breaks a server: nothing takes turns.
+    untimed = ("risk_pairs", "serve_faults", "strange_photos", "verify_quotes", "worker_grid")
     assert ("--quick" in shown) == ("--pairs" in shown) == (name not in untimed)
 
 

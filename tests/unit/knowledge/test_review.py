@@ -13,9 +13,9 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, is_loopback
 from prima_ray.knowledge.corpus import Corpus
-from prima_ray.knowledge.review import ReviewServer, is_loopback
+from prima_ray.knowledge.review import ReviewServer
 from prima_ray.knowledge.vetting import Verdict, append, read_log, resolve
 from tests.unit.knowledge.page import Page
 from tests.unit.knowledge.toy_corpus import ENTRIES, SUN, make_corpus

@@ -1,0 +1,182 @@
+"""What happens to requests when something goes wrong under load, and how replicas follow the load. One machine.
+
+Faults, a row each: requests sent, answered, refused (429, 503), failed (anything else, and no answer at all). Then a
+load that comes and goes, with the number of replicas beside it. Then the memory of the server's processes over many
+requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from _harness import REPOSITORY, circumstances
+from _load import drive
+from serve import find_run, server, write_body
+
+from prima_ray.base import write_json
+
+PORT = 18321
+PROFILE = REPOSITORY / "serve_configs" / "demo.yaml"
+
+
+class Load(threading.Thread):
+    """Clients in the background; `found` is there when it has been joined."""
+
+    def __init__(self, url: str, body: Path, *, clients: int, seconds: float) -> None:
+        super().__init__()
+        self._call = lambda: asyncio.run(drive(url, body.read_bytes(), clients=clients, seconds=seconds))
+        self.found: dict[str, Any] = {}
+
+    def run(self) -> None:
+        self.found = self._call()
+
+
+def family() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def replicas() -> list[psutil.Process]:
+    """Processes of the model's replicas below this one."""
+    found = []
+    for child in family():
+        try:
+            if child.name().startswith("ray::ServeRepli"):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def row(found: dict[str, Any]) -> dict[str, float]:
+    seen = Counter({int(key): value for key, value in found["statuses"].items()})
+    refused = seen[429] + seen[503]
+    total = sum(seen.values())
+    return {"sent": total, "200": seen[200], "refused": refused, "failed": total - seen[200] - refused,
+            "p99 ms": round(found["p99 ms"], 1)}  # fmt: skip
+
+
+def fault(url: str, body: Path, seconds: float, happens: Callable[[], None], *, clients: int = 4) -> dict[str, float]:
+    """A load of so many seconds, and after a fifth of it what happens."""
+    load = Load(url, body, clients=clients, seconds=seconds)
+    load.start()
+    time.sleep(seconds / 5)
+    happens()
+    load.join()
+    return row(load.found)
+
+
+def kill_one() -> None:
+    replicas()[0].kill()
+
+
+def stop_one() -> None:
+    """It lives, and does nothing: as good as hung."""
+    os.kill(replicas()[0].pid, signal.SIGSTOP)
+
+
+def follow(url: str, body: Path, seconds: float) -> dict[str, Any]:
+    """No load, a load, no load: replicas by time, and what was answered."""
+    began, samples, over = time.monotonic(), [], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            samples.append((round(time.monotonic() - began, 1), len(replicas())))
+            time.sleep(0.5)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    time.sleep(3)
+    load = Load(url, body, clients=12, seconds=seconds)
+    load.start()
+    load.join()
+    ended = time.monotonic() - began
+    while len(replicas()) > 1 and time.monotonic() - began < ended + 90:
+        time.sleep(0.5)
+    over.set()
+    watcher.join()
+    return {**row(load.found), "load from s": 3, "to s": round(ended, 1), "replicas by s": samples}
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
+    times, counts = zip(*found["replicas by s"], strict=True)
+    axes.step(times, counts, where="post", color="#1a5f8a", label="replicas (processes)")
+    axes.axvspan(found["load from s"], found["to s"], color="#f0a202", alpha=0.2, label="12 clients")
+    axes.set(xlabel="seconds", ylabel="replicas", yticks=range(max(counts) + 2))
+    axes.set_title(f"{found['200']} answered, {found['refused']} refused, {found['failed']} failed", fontsize=10)
+    axes.legend(loc="upper right")
+    figure.savefig(path)
+
+
+def memory(url: str, body: Path, requests: int) -> dict[str, Any]:
+    """Resident MiB of the server and its replicas, at the start and after each tenth."""
+
+    def now() -> float:
+        named = [item for item in family() if item.is_running()]
+        wanted = ("ray::ServeRepli", "prima", "python")
+        return sum(item.memory_info().rss for item in named if item.name().startswith(wanted)) / 2**20
+
+    samples, sent = [round(now(), 1)], 0
+    while sent < requests:
+        target = sent + requests // 10
+        while sent < target:
+            found = asyncio.run(drive(url, body.read_bytes(), clients=16, seconds=2))
+            sent += sum(found["statuses"].values())
+        samples.append(round(now(), 1))
+    return {"requests": sent, "MiB by tenths": samples}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", help="a run of fuse; default: the small preset's, else the demo's")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a fault's load (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=10_000, help="for the memory; 0: not measured")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    given = parser.parse_args(argv)
+    written: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        run = find_run(given.run)
+        body = write_body(run, folder)
+        common = ["-m", "prima_ray.cli", "serve", run, "--port", str(PORT)]
+        quick = ["--set", "replica.health_period_s=2", "--set", "replica.health_timeout_s=4"]
+        with server([*common, *quick, "--set", "request_timeout_s=60"], PORT, folder / "log") as url:
+            faults = {
+                "one replica of one is killed": fault(url, body, given.seconds, kill_one),
+                "one replica of one hangs (SIGSTOP)": fault(url, body, 2 * given.seconds, stop_one),
+                "a burst of 400 clients": fault(url, body, given.seconds / 3, lambda: None, clients=400),
+            }
+            for name, found in faults.items():
+                print(f"{name}: {found}", flush=True)
+            written["faults"] = faults
+            if given.requests:
+                written["memory"] = memory(url, body, given.requests)
+                print(f"memory: {written['memory']}", flush=True)
+        with server([*common, "--config", str(PROFILE)], PORT, folder / "log") as url:
+            written["autoscaling"] = follow(url, body, given.seconds)
+            print(f"autoscaling: {written['autoscaling']}", flush=True)
+    plot(written["autoscaling"], given.out / "serve_autoscaling.png")
+    head = {"benchmark": "serve_faults", **circumstances("serve_faults", argv)}
+    write_json(given.out / "serve_faults.json", {**head, **written})
+    print("written: serve_faults.json", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

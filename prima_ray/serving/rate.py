@@ -1,0 +1,45 @@
+"""How many requests a key may send: a token bucket each. One bucket store serves all replicas of an ingress."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from prima_ray.serving.config import RateConfig
+
+_MAX_BUCKETS = 10_000
+
+
+class RateLimiter(Protocol):
+    """Where requests are counted."""
+
+    async def wait_s(self, key: str) -> float:
+        """0 and one token less, or the seconds until there is one."""
+
+
+class TokenBuckets:
+    """Buckets in this process."""
+
+    def __init__(self, config: RateConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._clock = config, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Key -> (tokens, when they were counted)."""
+
+    async def wait_s(self, key: str) -> float:
+        return self.take(key)
+
+    def take(self, key: str) -> float:
+        """See `RateLimiter.wait_s`."""
+        if self._config.per_minute is None:
+            return 0.0
+        rate, burst, now = self._config.per_minute / 60, float(self._config.burst), self._clock()
+        tokens, counted = self._buckets.get(key, (burst, now))
+        tokens = min(burst, tokens + (now - counted) * rate)
+        wait = 0.0 if tokens >= 1 else (1 - tokens) / rate
+        self._buckets[key] = (tokens - (wait == 0), now)
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return wait
