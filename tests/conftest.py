@@ -37,6 +37,7 @@ settings.load_profile("repeatable")
 _SHARING = ("distributed", "e2e", "ray")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (`make test`) one takes all that starts clusters or groups of workers, one by one; they
     wait a good deal, and the unit tests go on meanwhile in another."""
