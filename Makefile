@@ -34,7 +34,11 @@ demo: setup ## every stage on generated data with small models, in minutes
 
 .PHONY: test
 test: setup lint types imports ## everything that can be tested on this machine
-	$(BIN)/pytest tests -n 2 --dist loadgroup
+	@log=$$(mktemp); trap 'kill %1 2>/dev/null; rm -f "$$log"' EXIT; status=0; \
+	echo "Unit tests run meanwhile, and are shown when they are done."; \
+	$(BIN)/pytest tests/unit > "$$log" 2>&1 & unit=$$!; \
+	$(BIN)/pytest tests/distributed tests/e2e tests/ray || status=$$?; \
+	wait $$unit || status=$$?; cat "$$log"; exit $$status
 
 .PHONY: check
 check: setup lint types imports unit ## what to run before every commit

@@ -34,19 +34,6 @@ from tests.object_store import serving
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-_SHARING = ("distributed", "e2e", "ray")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`make test`) one takes all that starts clusters or groups of workers, one by one; they
-    wait a good deal, and the unit tests go on meanwhile in another."""
-    tests = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(tests).parts[0] in _SHARING:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 TOY = {
     "name": "toy",
     "subject": "a skin lesion",
