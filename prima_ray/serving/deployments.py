@@ -40,7 +40,12 @@ class ModelReplica:
 
         _keep_to_loopback()
         self._config = config
-        self._model = Model(run, config.replica)
+        if config.replica.device == "cpu":
+            import torch
+
+            # This process is the replica's alone.
+            torch.set_num_threads(max(1, int(config.replica.num_cpus)))
+        self._model = Model(run, device=config.replica.device)
         self._model.check()
         self._began: float | None = None
         # One and the same: a thread that comes new to torch is slow at first.

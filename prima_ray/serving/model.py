@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from prima_ray.base import PrimaError, read_json
 from prima_ray.data.fetched import RUN_RECORD, local_copy
 from prima_ray.inference.diagnosis import Diagnoser
 from prima_ray.inference.readiness import check_known_exam
-from prima_ray.serving.config import ReplicaConfig
 from prima_ray.serving.engine import Answer, Question, Served
 from prima_ray.serving.schemas import ModelCard
 
@@ -18,14 +15,11 @@ from prima_ray.serving.schemas import ModelCard
 class Model:
     """See `engine.Answering`."""
 
-    def __init__(self, run: str, replica: ReplicaConfig | None = None) -> None:
+    def __init__(self, run: str, *, device: str = "cpu") -> None:
         """Raises:
         PrimaError: no such run, or a damaged one.
         """
-        replica = replica or ReplicaConfig()
-        if replica.device == "cpu":
-            torch.set_num_threads(max(1, int(replica.num_cpus)))
-        self._diagnoser = Diagnoser.load(run, device=replica.device)
+        self._diagnoser = Diagnoser.load(run, device=device)
         predictor = self._diagnoser.predictor
         self.served = Served(
             card=model_card(run, self._diagnoser),
