@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,6 +36,7 @@ from prima_ray.base import write_json
 from prima_ray.data.plan import ExamIndex, Roles, plan_epoch
 from prima_ray.training.contexts import LocalContext, ProgressBar
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.ranks import start_ranks
 
 ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"kind": "torch"},
@@ -223,16 +222,12 @@ def cell_job(job: TrainingJob, cell: Cell, folder: Path) -> TrainingJob:
 # ------------------------------------------------------------------------------------------------ the workers
 
 
-def run_rank(rank: int, world: int, rendezvous: str, jobs: list[TrainingJob]) -> None:
+def run_rank(_rank: int, jobs: list[TrainingJob]) -> None:
     """Train all cells of one world size, one after the other, in one process group."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     for job in jobs:
         job.run.mkdir(parents=True, exist_ok=True)
         train(job, GroupContext())
         dist.barrier()
-    dist.destroy_process_group()
 
 
 def is_done(job: TrainingJob) -> bool:
@@ -256,12 +251,7 @@ def train_cells(cells: Sequence[Cell], folder: Path) -> dict[str, TrainingJob]:
         if not mine:
             continue
         print(f"{world} worker(s): {len(mine)} runs ...", file=sys.stderr, flush=True)
-        mp.start_processes(  # type: ignore[no-untyped-call]
-            run_rank,
-            args=(world, f"file://{tempfile.mkdtemp()}/rendezvous", mine),
-            nprocs=world,
-            start_method="spawn",
-        )
+        start_ranks(run_rank, world, mine)
     return jobs
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from prima_ray.training.config import DeepSpeedEngineConfig, EngineConfig, OptimizerConfig, TorchEngineConfig
 from prima_ray.training.engine import Engine, State, build_engine
+from prima_ray.training.ranks import start_ranks
 
 WORLD = 2
 STEPS = 6
@@ -61,10 +60,7 @@ def steps(engine: Engine, data: Tensor, first: int, rank: int, world: int) -> li
     return losses
 
 
-def rank_main(rank: int, port_file: str, folder: str) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=WORLD)
+def rank_main(rank: int, folder: str) -> None:
     data = torch.randn(2 * STEPS, 8, 5, generator=torch.Generator().manual_seed(1))
     states: dict[str, State] = {}
     result: dict[str, Any] = {}
@@ -82,15 +78,12 @@ def rank_main(rank: int, port_file: str, folder: str) -> None:
     if rank == 0:
         Path(folder, "result.json").write_text(json.dumps(result))
         torch.save(states["zero3"], Path(folder, "state.pt"))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], State]:
     folder = tmp_path_factory.mktemp("engines")
-    mp.start_processes(  # type: ignore[no-untyped-call]
-        rank_main, args=(str(folder / "rendezvous"), str(folder)), nprocs=WORLD, start_method="spawn"
-    )
+    start_ranks(rank_main, WORLD, str(folder))
     return json.loads((folder / "result.json").read_text()), torch.load(folder / "state.pt")
 
 

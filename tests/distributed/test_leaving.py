@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.training.contexts import LocalContext, Steps, StreamSpec
 from prima_ray.training.leaving import Notice
 from prima_ray.training.loop import train
+from prima_ray.training.ranks import start_ranks
 from tests.unit.training.toys import Contrast, curve, make_job, read_lines
 
 WORLD = 2
@@ -53,15 +52,12 @@ class GlooContext(LocalContext):
 
 
 def rank_main(rank: int, folder: str, shards: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     # The slow rank hears that a node will go, the other that the group must leave.
     notices = ({5: Notice.LEAVE}, {4: Notice.SAVE})[rank]
     context = GlooContext(rank, slow=rank == 1, notices=notices)
     job = make_job(Path(folder, "two"), shards, Contrast(_data_set(shards)), log_exam_ids=True)
     finished = train(job, context)
     Path(folder, f"rank-{rank}.json").write_text(json.dumps([finished, context.num_heeded]))
-    dist.destroy_process_group()
 
 
 def _data_set(shards: str) -> Any:
@@ -73,7 +69,7 @@ def _data_set(shards: str) -> Any:
 def test_both_ranks_save_and_leave_after_the_same_step_and_one_goes_on(tmp_path: Path, toy_shards: str):
     whole = make_job(tmp_path / "one", toy_shards, Contrast(_data_set(toy_shards)), log_exam_ids=True)
     train(whole, LocalContext("cpu"))
-    mp.start_processes(rank_main, args=(str(tmp_path), toy_shards), nprocs=WORLD, start_method="spawn")  # type: ignore[no-untyped-call]
+    start_ranks(rank_main, WORLD, str(tmp_path), toy_shards)
     # Neither finished; both heeded the notice that one of them had heard.
     assert [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(WORLD)] == [[False, 1]] * WORLD
     job = make_job(tmp_path / "two", toy_shards, Contrast(_data_set(toy_shards)), log_exam_ids=True)

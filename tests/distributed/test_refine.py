@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from prima_ray.data.masking import ReplacementConfig
 from prima_ray.data.text_shards import SideText, write_text_shards
@@ -19,6 +17,7 @@ from prima_ray.models.tokenizer import TextTokenizer
 from prima_ray.training.checkpoint import load_last
 from prima_ray.training.contexts import LocalContext
 from prima_ray.training.loop import TrainingJob, train
+from prima_ray.training.ranks import start_ranks
 from prima_ray.training.tasks.refine import RefineTask
 from tests.unit.models.conftest import BERT, VOCABULARY, add_tokenizer
 from tests.unit.training.toys import curve, make_config
@@ -74,14 +73,10 @@ def job_of(folder: Path, name: str, trainable: Any) -> TrainingJob:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     for name in RUNS:
         for trainable in ("lora", "full"):
             train(job_of(Path(folder), name, trainable), Rank(rank))
             dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_tokenizer(folder / "encoder")
     for trainable in ("lora", "full"):
         train(job_of(folder, "alone", trainable), LocalContext("cpu"))
-    mp.start_processes(  # type: ignore[no-untyped-call]
-        rank_main, args=(str(folder),), nprocs=WORLD, start_method="spawn"
-    )
+    start_ranks(rank_main, WORLD, str(folder))
     return folder
 
 

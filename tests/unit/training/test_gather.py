@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from prima_ray.losses import AlignLossConfig, align_losses, condense_outputs
 from prima_ray.models.keyed_dropout import ExamKeys, KeyedDropout
 from prima_ray.training.gather import Gather
 from prima_ray.training.gradient_cache import backward_cached
+from prima_ray.training.ranks import start_ranks
 
 N, V, K, L, WIDTH, D, A = 6, 2, 3, 5, 4, 5, 7
 SHAPES = {"image_cls": (V,), "image_seq": (V, K), "text_cls": (), "text_seq": (L,)}
@@ -141,8 +141,6 @@ def check_plain(gather: Gather) -> dict[str, Any]:
 
 
 def rank_main(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     gather = Gather()
     rows = slice(rank * (N // world), (rank + 1) * (N // world))
     # A callable without a rank of its own: the losses ask torch.distributed.
@@ -162,16 +160,12 @@ def rank_main(rank: int, world: int, folder: str) -> None:
                     dist.all_reduce(value)
                 result["losses"][name, padding, way] = [value / world for value in mean]
     torch.save(result, Path(folder, f"rank{rank}.pt"))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gather")
-    mp.start_processes(  # type: ignore[no-untyped-call]
-        rank_main, args=(request.param, str(folder)), nprocs=request.param, start_method="spawn"
-    )
+    start_ranks(rank_main, request.param, request.param, str(folder))
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(request.param)]
 
 
