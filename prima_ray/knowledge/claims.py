@@ -33,6 +33,7 @@ from prima_ray.knowledge.wording import (
     is_excluded,
     is_opinion,
     is_single_study,
+    is_treated,
     names_patients,
     outcome_spans,
     read_certainty,
@@ -76,6 +77,12 @@ def find_claims(chunk: Chunk, factor: str, diagnosis: str, vocabulary: Vocabular
         return []
     reader = _Reader(passage, vocabulary.factors[factor], diagnosis, vocabulary)
     return [claim for sentence in passage.sentences if (claim := reader.read(sentence))]
+
+
+def _between(clause: str, one: Span, other: Span) -> str:
+    """What stands between two places that share no character."""
+    first, last = sorted((one, other))
+    return clause[first[1] : last[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,9 @@ class _Reader:
         if self._beside_opposite(clause, spans):
             # "Round or flat" is a finding on how it looks; "men and women" is everybody.
             return Wording("none", read_certainty(clause), spans[0]) if self.role != "risk" else None
-        if spans and all(is_excluded(clause, start) for start, _ in spans):
+        if spans and all(is_excluded(clause, start) or is_treated(clause, start) for start, _ in spans):
+            return None
+        if spans and self._beside_diagnosis(clause, spans):
             return None
         wording = read_wording(self._without_factor(clause), self.role)
         side = compared_side(clause)
@@ -197,10 +206,19 @@ class _Reader:
     def _beside_opposite(self, clause: str, spans: tuple[Span, ...]) -> bool:
         for start, end in self.factor.opposites.find(clause):
             for own_start, own_end in spans:
-                between = clause[end:own_start] if end <= own_start else clause[own_end:start]
-                if _JOINED.match(between):
+                if _JOINED.match(_between(clause, (start, end), (own_start, own_end))):
                     return True
         return False
+
+    def _beside_diagnosis(self, clause: str, spans: Sequence[Span]) -> bool:
+        """The factor is what befalls people, as the diagnosis is: "prevents the factor and the diagnosis" says nothing
+        of what one does to the other."""
+        diagnosis = self.vocabulary.diagnoses_in(clause, self.passage).get(self.diagnosis, ())
+        outcomes = outcome_spans(clause)
+        return self.role == "risk" and all(
+            overlaps(span, outcomes) and any(_JOINED.match(_between(clause, span, other)) for other in diagnosis)
+            for span in spans
+        )
 
     def _speaks_for_itself(self, text: str) -> bool:
         """An item that is a sentence with a finding of its own, on whatever disease."""

@@ -287,6 +287,11 @@ EXCLUDED = re.compile(
     + r"\s+(?:[\w/-]+\s+){0,2}$",
     re.IGNORECASE,
 )
+# What stands after these, a few words apart, is where something else is at work.
+TREATED = re.compile(
+    _any(r"(?:applied|administered|put|rubbed|spread) (?:on|onto|to|in)", r"given to") + r"\s+(?:[\w/-]+\s+){0,2}$",
+    re.IGNORECASE,
+)
 COMPARED = re.compile(r"\b(?:than|compared (?:with|to)|relative to|versus|vs\.?|as opposed to)(?!\w)", re.IGNORECASE)
 CLAUSES = re.compile(
     r";\s+|,?\s+(?=(?:but|while|whereas|although|though|however|unlike|yet)\b)"

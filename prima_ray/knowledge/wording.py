@@ -110,6 +110,11 @@ def is_excluded(clause: str, start: int) -> bool:
     return bool(lexicon.EXCLUDED.search(clause[:start]))
 
 
+def is_treated(clause: str, start: int) -> bool:
+    """True where what begins at ``start`` is what something is put on or given to: "applied to ..."."""
+    return bool(lexicon.TREATED.search(clause[:start]))
+
+
 def split_clauses(sentence: str) -> tuple[str, ...]:
     """Clauses that may say different things: cut at semicolons and before "but", "while" and their like."""
     return tuple(part.strip() for part in lexicon.CLAUSES.split(sentence) if part and part.strip())

@@ -46,6 +46,13 @@ def effects(text: str, factor: str = "dust", diagnosis: str = "ASTHMA", *heading
         # Not there at all.
         ("Work without dust is associated with a lower risk of asthma.", "dust", "ASTHMA", []),
         ("Avoiding dust lowers the risk of asthma.", "dust", "ASTHMA", []),
+        # What something is put on, and what befalls people together with the disease.
+        ("A cream applied to dust-covered skin lowers the risk of asthma.", "dust", "ASTHMA", []),
+        ("Masks prevent dust and asthma.", "dust", "ASTHMA", []),
+        ("Masks prevent dust and asthma.", "mask", "ASTHMA", ["lowers"]),
+        ("Smoke can increase the risk of asthma and dust.", "dust", "ASTHMA", []),
+        ("Smoke and dust increase the risk of asthma and croup.", "dust", "ASTHMA", ["raises"]),
+        ("The risk of asthma due to dust has risen.", "dust", "ASTHMA", ["raises"]),
         # Course, advice, and no finding.
         ("Dust raises the risk of recurrence of asthma.", "dust", "ASTHMA", []),
         ("Dust was associated with shorter survival in asthma.", "dust", "ASTHMA", []),
