@@ -146,8 +146,7 @@ def dump_config(config: StrictConfig) -> str:
 
 
 def _assign(cls: type[BaseModel], raw: dict[str, Any], keys: list[str], value: Any) -> None:
-    if _is_input_path(cls, keys) and isinstance(value, str) and not is_uri(value) and not value.startswith("${"):
-        value = os.path.abspath(value)
+    value = _typed_paths(cls, keys, value)
     node = raw
     for depth, key in enumerate(keys[:-1]):
         child = node.setdefault(key, {})
@@ -157,6 +156,15 @@ def _assign(cls: type[BaseModel], raw: dict[str, Any], keys: list[str], value: A
     if keys[-1] == "kind":
         _leave_out_other_kinds(cls, node, keys[:-1], value)
     node[keys[-1]] = value
+
+
+def _typed_paths(cls: type[BaseModel], keys: Sequence[str], value: Any) -> Any:
+    """The value with what is a path in it made absolute: what is typed is relative to the working directory."""
+    if isinstance(value, dict):
+        return {key: _typed_paths(cls, [*keys, str(key)], inner) for key, inner in value.items()}
+    if _is_input_path(cls, keys) and isinstance(value, str) and not is_uri(value) and not value.startswith("${"):
+        return os.path.abspath(value)
+    return value
 
 
 def _leave_out_other_kinds(cls: type[BaseModel], section: dict[str, Any], keys: Sequence[str], kind: Any) -> None:

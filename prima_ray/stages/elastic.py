@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -132,11 +133,20 @@ def run(config: ElasticConfig) -> Path:
 
 
 def _training_config(config: ElasticConfig) -> TrainingConfig:
-    changes = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in config.changes.items()]
+    changes = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in _dotted(config.changes)]
     engine = [f"context={{kind: ray, cpus_per_worker: {_CPUS_PER_WORKER}, max_failures: {_MAX_FAILURES}, "
               f"resize_interval_s: {config.resize_interval_s}}}", f"num_workers={list(config.num_workers)}",
               "log_exam_ids=true"]  # fmt: skip
     return load_config(_STAGES[config.stage], config.inputs.training, [*changes, *engine])
+
+
+def _dotted(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of keys as `--set` has them: it makes a section of `changes.inputs.shards`."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _write(training: TrainingConfig, path: Path, *, out: Path, num_workers: Any) -> Path:

@@ -82,6 +82,8 @@ def test_input_paths_of_set_are_relative_to_the_working_directory(tmp_path: Path
     config = load_config(Stage, path, ["inputs.shards=data/x", "inputs.encoder=s3://bucket/key"])
     assert config.inputs.shards == "/data/x"
     assert config.inputs.encoder == "s3://bucket/key"
+    whole = load_config(Stage, path, ["inputs={shards: data/x, encoder: gs://bucket/key}"])
+    assert whole.inputs == Inputs(shards="/data/x", encoder="gs://bucket/key")
 
 
 def test_environment_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import yaml
 
 from prima_ray.cli import main
 from prima_ray.config import load_config
+from prima_ray.stages.align import AlignConfig
 from prima_ray.stages.elastic import ElasticConfig
 from tests.conftest import write_toy_shards
 
@@ -75,3 +76,13 @@ def test_the_preset_loads_and_its_training_too(monkeypatch: pytest.MonkeyPatch):
     assert training.log_exam_ids
     assert training.context.kind == "ray"
     assert training.context.cpus_per_worker == 1.5
+
+
+def test_changes_of_the_training_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from prima_ray.stages.elastic import _training_config
+
+    monkeypatch.chdir(tmp_path)
+    path = Path(__file__).parents[3] / "jobs/configs/phantoms/elastic.yaml"
+    training = _training_config(load_config(ElasticConfig, path, ["changes.inputs.shards=shards"]))
+    assert isinstance(training, AlignConfig)
+    assert (training.inputs.shards, training.inputs.corpus) == (str(tmp_path / "shards"), None)
