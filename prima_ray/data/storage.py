@@ -80,24 +80,43 @@ class Folder:
 
     def stamps(self, *, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int | None]]:
         """As `files`, with the time of the last change in nanoseconds."""
-        found: dict[str, tuple[int, int | None]] = {}
+        files = self._walk(without) if self.is_local else self._flat()
+        found = {self._name(info): (info.size, info.mtime_ns) for info in files}
+        return {
+            name: stamp for name, stamp in sorted(found.items()) if not set(without).intersection(name.split("/")[:-1])
+        }
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below; on a store, of those that hold a file."""
+        if self.is_local:
+            return sorted(info.base_name for info in self._list(self.root) if info.type == pafs.FileType.Directory)
+        return sorted({name.split("/")[0] for name in map(self._name, self._flat()) if "/" in name})
+
+    def is_empty(self) -> bool:
+        """It holds nothing, or is not there."""
+        return not (self._list(self.root) if self.is_local else self._flat())
+
+    def _walk(self, without: tuple[str, ...]) -> Iterator[pafs.FileInfo]:
         waiting = [self.root]
         while waiting:
             for info in self._list(waiting.pop()):
                 if info.type == pafs.FileType.File:
-                    # Some filesystems answer with a slash in front that was not asked with.
-                    name = info.path.lstrip("/").removeprefix(self.root.lstrip("/") + "/")
-                    found[name] = (info.size, info.mtime_ns)
+                    yield info
                 elif info.base_name not in without:
                     waiting.append(info.path)
-        return dict(sorted(found.items()))
 
-    def folders(self) -> list[str]:
-        """Names of the folders directly below."""
-        return sorted(info.base_name for info in self._list(self.root) if info.type == pafs.FileType.Directory)
+    def _flat(self) -> list[pafs.FileInfo]:
+        """All files of a store's folder: it has names with slashes and no folders, and pyarrow's view of Google's shows
+        none."""
+        return [info for info in self._list(self.root, recursive=True) if info.type == pafs.FileType.File]
 
-    def _list(self, root: str) -> list[pafs.FileInfo]:
-        return list(self.filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
+    def _list(self, root: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+        return list(self.filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=recursive)))
+
+    def _name(self, info: pafs.FileInfo) -> str:
+        # Some filesystems answer with a slash in front that was not asked with.
+        name: str = info.path.lstrip("/").removeprefix(self.root.lstrip("/") + "/")
+        return name
 
     def read(self, name: str) -> bytes:
         """A small file.
@@ -159,8 +178,12 @@ class Folder:
 
     def remove_folder(self, name: str) -> None:
         """A folder with all that is in it; nothing where there is none."""
+        path = join(self.root, name)
+        # Asked first: of a folder that is not there Google's store says no more than that something went wrong.
+        if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+            return
         try:
-            self.filesystem.delete_dir(join(self.root, name))
+            self.filesystem.delete_dir(path)
         except FileNotFoundError:
             return
 

@@ -91,7 +91,7 @@ def run_directory(subject: Subject) -> Iterator[Finding]:
     if folder.is_local and folder.path.is_file():
         raise PrimaError("`out` is a file", where=subject.out, mend="Choose another `out`.")
     with reaching(subject.out, "`out` cannot be reached"):
-        if not folder.filesystem.get_file_info(pafs.FileSelector(folder.root, allow_not_found=True)):
+        if folder.is_empty():
             yield Finding("ok", "nothing there yet: a new run", subject.out)
             return
         if not folder.exists(CONFIG):

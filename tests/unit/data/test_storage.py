@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError, hash_file, write_json
 from prima_ray.data.fetched import cache_root, local_copy
@@ -46,6 +47,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 def test_files_come_and_go(folder: Folder, tmp_path: Path):
     assert (folder.files(), folder.folders(), folder.size("a"), folder.exists("a")) == ({}, [], None, False)
+    assert folder.is_empty()
     folder.write("a", b"one")
     folder.write("a", b"three")
     source = tmp_path / "source"
@@ -54,7 +56,7 @@ def test_files_come_and_go(folder: Folder, tmp_path: Path):
     folder.folder("deep").write("c", b"")
     assert folder.files() == {"a": 5, "deep/c": 0, "deep/er/b": 100}
     assert folder.files(without=("er",)) == {"a": 5, "deep/c": 0}
-    assert folder.folders() == ["deep"]
+    assert (folder.folders(), folder.is_empty()) == (["deep"], False)
     assert folder.read("a") == b"three"
     target = tmp_path / "deep" / "target"
     assert folder.download("deep/er/b", target) == hash_file(source) == hash_file(target)
@@ -65,6 +67,36 @@ def test_files_come_and_go(folder: Folder, tmp_path: Path):
     assert folder.files() == {}
     with pytest.raises(FileNotFoundError):
         folder.read("a")
+
+
+class _Flat(pafs.FSSpecHandler):
+    """What pyarrow shows of Google's store, as seen of 26.0 with an emulator of it: a folder that nobody made is in no
+    list, and is none that could be deleted."""
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        found = super().get_file_info_selector(selector)
+        return [info for info in found if info.type == pafs.FileType.File]
+
+    def delete_dir(self, path: str) -> None:
+        if not self.fs.exists(path):
+            raise OSError(f"No such directory: {path}")
+        super().delete_dir(path)
+
+
+def test_a_store_that_lists_no_folders(tmp_path: Path):
+    from fsspec.implementations.local import LocalFileSystem
+
+    folder = Folder("gs://bucket/here", pafs.PyFileSystem(_Flat(LocalFileSystem())), str(tmp_path / "here"))
+    assert (folder.is_empty(), folder.files(), folder.folders()) == (True, {}, [])
+    folder.remove_folder("checkpoints")
+    for name in ("a", "checkpoints/step-00000003/state", "checkpoints/step-00000006/state"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        folder.write(name, b"one")
+    assert (folder.is_empty(), folder.folders()) == (False, ["checkpoints"])
+    assert folder.folder("checkpoints").folders() == ["step-00000003", "step-00000006"]
+    assert folder.files(without=("checkpoints",)) == {"a": 3}
+    folder.remove_folder("checkpoints/step-00000003")
+    assert list(folder.files()) == ["a", "checkpoints/step-00000006/state"]
 
 
 def test_a_copy_brings_what_changed_and_leaves_the_rest(store: str, tmp_path: Path):
