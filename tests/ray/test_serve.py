@@ -268,8 +268,11 @@ def test_the_gateway_of_a_cluster_asks_the_model_that_it_is_told(live: Live, bod
     serve.delete("gateway")
 
 
-@pytest.mark.parametrize("build", [lambda keys: deployments.Limiter(CONFIG.rate),
-                                   lambda keys: deployments.Gateway(CONFIG, keys, None)], ids=["limiter", "gateway"])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [lambda keys: deployments.Limiter(CONFIG.rate), lambda keys: deployments.Gateway(CONFIG, keys, None)],
+    ids=["limiter", "gateway"],
+)
 def test_on_a_cluster_that_keeps_to_loopback_replicas_do(
     build: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
