@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 from _harness import REPOSITORY, circumstances
@@ -71,8 +73,19 @@ def row(found: dict[str, Any]) -> dict[str, float]:
             "p99 ms": round(found["p99 ms"], 1)}  # fmt: skip
 
 
+def settle(url: str) -> None:
+    """Until the known exam is answered: what replaced a lost replica may still be starting."""
+    for _ in range(180):
+        with contextlib.suppress(OSError), urlopen(url.replace("/v1/diagnoses", "/readyz"), timeout=30) as response:  # noqa: S310
+            if response.status == 200:
+                return
+        time.sleep(1)
+    raise SystemExit(f"{url}: not ready again")
+
+
 def fault(url: str, body: Path, seconds: float, happens: Callable[[], None], *, clients: int = 4) -> dict[str, float]:
     """A load of so many seconds, and after a fifth of it what happens."""
+    settle(url)
     load = Load(url, body, clients=clients, seconds=seconds)
     load.start()
     time.sleep(seconds / 5)
