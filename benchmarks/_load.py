@@ -13,14 +13,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 
-async def drive(url: str, body: bytes, *, clients: int, seconds: float) -> dict[str, Any]:
-    """Statuses (0: no answer at all) and times of what was asked in so many seconds."""
+async def drive(
+    url: str, body: bytes, *, clients: int, seconds: float, enough: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Statuses (0: no answer at all) and times of what was asked in so many seconds, or until it is enough."""
     statuses: Counter[int] = Counter()
     times: list[float] = []
     connector = aiohttp.TCPConnector(limit=0)
@@ -29,7 +32,7 @@ async def drive(url: str, body: bytes, *, clients: int, seconds: float) -> dict[
         end = began + seconds
 
         async def one() -> None:
-            while time.perf_counter() < end:
+            while time.perf_counter() < end and not enough():
                 started = time.perf_counter()
                 try:
                     async with session.post(url, data=body, headers={"content-type": "application/json"}) as response:
@@ -39,7 +42,7 @@ async def drive(url: str, body: bytes, *, clients: int, seconds: float) -> dict[
                             times.append(time.perf_counter() - started)
                         elif response.status in (429, 503):
                             await asyncio.sleep(0.2)
-                except aiohttp.ClientError:
+                except (aiohttp.ClientError, TimeoutError):
                     statuses[0] += 1
 
         await asyncio.gather(*(one() for _ in range(clients)))

@@ -1,14 +1,15 @@
 """What happens to requests when something goes wrong under load, and how replicas follow the load. One machine.
 
 Faults, a row each: requests sent, answered, refused (429, 503), failed (anything else, and no answer at all). Then a
-load that comes and goes, with the number of replicas beside it. Then the memory of the server's processes over many
-requests.
+load that comes and falls to a single client, who goes on asking while a replica is taken away, with the number of
+replicas beside it. Then the memory of the server's processes over many requests.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 from _harness import REPOSITORY, circumstances
@@ -29,14 +31,18 @@ from prima_ray.base import write_json
 
 PORT = 18321
 PROFILE = REPOSITORY / "serve_configs" / "demo.yaml"
+MANY, ONE = "12 clients", "1 client"
 
 
 class Load(threading.Thread):
     """Clients in the background; `found` is there when it has been joined."""
 
-    def __init__(self, url: str, body: Path, *, clients: int, seconds: float) -> None:
+    def __init__(
+        self, url: str, body: Path, *, clients: int, seconds: float, enough: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__()
-        self._call = lambda: asyncio.run(drive(url, body.read_bytes(), clients=clients, seconds=seconds))
+        asked = body.read_bytes()
+        self._call = lambda: asyncio.run(drive(url, asked, clients=clients, seconds=seconds, enough=enough))
         self.found: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -67,8 +73,19 @@ def row(found: dict[str, Any]) -> dict[str, float]:
             "p99 ms": round(found["p99 ms"], 1)}  # fmt: skip
 
 
+def settle(url: str) -> None:
+    """Until the known exam is answered: what replaced a lost replica may still be starting."""
+    for _ in range(180):
+        with contextlib.suppress(OSError), urlopen(url.replace("/v1/diagnoses", "/readyz"), timeout=30) as response:  # noqa: S310
+            if response.status == 200:
+                return
+        time.sleep(1)
+    raise SystemExit(f"{url}: not ready again")
+
+
 def fault(url: str, body: Path, seconds: float, happens: Callable[[], None], *, clients: int = 4) -> dict[str, float]:
     """A load of so many seconds, and after a fifth of it what happens."""
+    settle(url)
     load = Load(url, body, clients=clients, seconds=seconds)
     load.start()
     time.sleep(seconds / 5)
@@ -87,26 +104,36 @@ def stop_one() -> None:
 
 
 def follow(url: str, body: Path, seconds: float) -> dict[str, Any]:
-    """No load, a load, no load: replicas by time, and what was answered."""
+    """No load, many clients, then one, who goes on until the replicas are back at one (90 s at most): replicas by time,
+    and what was answered to either."""
     began, samples, over = time.monotonic(), [], threading.Event()
+
+    def now() -> float:
+        return round(time.monotonic() - began, 1)
 
     def watch() -> None:
         while not over.is_set():
-            samples.append((round(time.monotonic() - began, 1), len(replicas())))
-            time.sleep(0.5)
+            samples.append((now(), len(replicas())))
+            over.wait(0.5)
+
+    def back() -> bool:
+        """At one for ten seconds: what was asked for under the load may still be coming."""
+        recent = [count for at, count in samples if at >= now() - 10]
+        return now() - since >= 10 and max(recent, default=2) == 1
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    found: dict[str, Any] = {}
     time.sleep(3)
-    load = Load(url, body, clients=12, seconds=seconds)
-    load.start()
-    load.join()
-    ended = time.monotonic() - began
-    while len(replicas()) > 1 and time.monotonic() - began < ended + 90:
-        time.sleep(0.5)
+    for name, clients, limit_s, enough in ((MANY, 12, seconds, lambda: False), (ONE, 1, 90.0, back)):
+        since = now()
+        load = Load(url, body, clients=clients, seconds=limit_s, enough=enough)
+        load.start()
+        load.join()
+        found[name] = {**row(load.found), "from s": since, "to s": now()}
     over.set()
     watcher.join()
-    return {**row(load.found), "load from s": 3, "to s": round(ended, 1), "replicas by s": samples}
+    return {**found, "replicas by s": samples}
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -118,9 +145,11 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
     times, counts = zip(*found["replicas by s"], strict=True)
     axes.step(times, counts, where="post", color="#1a5f8a", label="replicas (processes)")
-    axes.axvspan(found["load from s"], found["to s"], color="#f0a202", alpha=0.2, label="12 clients")
+    for name, colour in ((MANY, "#f0a202"), (ONE, "#7a9e3f")):
+        axes.axvspan(found[name]["from s"], found[name]["to s"], color=colour, alpha=0.2, label=name)
     axes.set(xlabel="seconds", ylabel="replicas", yticks=range(max(counts) + 2))
-    axes.set_title(f"{found['200']} answered, {found['refused']} refused, {found['failed']} failed", fontsize=10)
+    answered, refused, failed = (found[MANY][key] + found[ONE][key] for key in ("200", "refused", "failed"))
+    axes.set_title(f"{answered} answered, {refused} refused, {failed} failed", fontsize=10)
     axes.legend(loc="upper right")
     figure.savefig(path)
 

@@ -21,8 +21,10 @@ from prima_ray.base import PrimaError
 from prima_ray.serving.config import RateConfig, ServingConfig
 from prima_ray.serving.engine import Answer, Question, Served, Unavailable
 from prima_ray.serving.keys import KeyRing
+from prima_ray.serving.metrics import Metrics
 from prima_ray.serving.model import Model
-from prima_ray.serving.rate import TokenBuckets
+from prima_ray.serving.rate import SharedLimiter, TokenBuckets
+from prima_ray.serving.records import lines_to_stderr
 
 _log = logging.getLogger(__name__)
 _RETRY_PAUSE_S = 0.2
@@ -101,8 +103,8 @@ class ModelReplica:
 def _keep_to_loopback() -> None:
     """On a cluster that keeps to loopback a replica's port for other deployments does too; Serve has no setting for it.
 
-    It is bound when the replica's constructor is done, by a function of Serve's own (Ray 2.60); should that go, the
-    test of open ports says so.
+    Every replica has one, whatever its deployment. It is bound when the replica's constructor is done, by a function of
+    Serve's own (Ray 2.60); should that go, the test of open ports says so.
     """
     if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0":
         return
@@ -259,27 +261,11 @@ class Limiter:
     """Token buckets in an actor: one count for all replicas of an ingress."""
 
     def __init__(self, config: RateConfig) -> None:
+        _keep_to_loopback()
         self._buckets = TokenBuckets(config)
 
     async def take(self, key: str) -> float:
         return self._buckets.take(key)
-
-
-class SharedLimiter:
-    """See `rate.RateLimiter`."""
-
-    def __init__(self, config: RateConfig, handle: Any) -> None:
-        self._config, self._handle = config, handle
-
-    async def wait_s(self, key: str) -> float:
-        if self._config.per_minute is None:
-            return 0.0
-        try:
-            found = await asyncio.wait_for(self._handle.take.remote(key), 2.0)
-        except Exception:
-            # Without a count nobody is let in: a limit that fails open is none.
-            raise Unavailable("requests cannot be counted now", reason="limiter", retry_after_s=2.0) from None
-        return float(found)
 
 
 class Gateway:
@@ -289,25 +275,52 @@ class Gateway:
         """Raises:
         PrimaError: the keys cannot be read.
         """
+        _keep_to_loopback()
+        lines_to_stderr()
         self._config = config
         self._keys = KeyRing(keys)
         self._limiter = SharedLimiter(config.rate, limiter)
+        self._metrics = Metrics()
+        self._switch: asyncio.Task[None] | None = None
         self.engine = ServeEngine(config)
 
     def __serve_build_asgi_app__(self) -> Any:
         from prima_ray.serving.app import create_app
 
-        return create_app(self.engine, self._config, keys=self._keys, local_only=False, limiter=self._limiter)
+        return create_app(
+            self.engine,
+            self._config,
+            keys=self._keys,
+            local_only=False,
+            limiter=self._limiter,
+            metrics=self._metrics,
+        )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """`user_config: {model: NAME}` names the application to ask. One that does not answer well is refused, and what
-        was asked before stays."""
+        was asked before stays.
+
+        Serve sends a replica nothing until this is done. So it waits for the first model only; another one is looked at
+        beside the requests.
+        """
+        name = str(user_config["model"])
+        if self.engine.is_empty:
+            await self.engine.use(name)
+            return
+        if self._switch is not None:
+            # The name that was told last counts.
+            self._switch.cancel()
+        self._switch = asyncio.create_task(self._change(name))
+
+    async def _change(self, name: str) -> None:
         try:
-            await self.engine.use(str(user_config["model"]))
-        except (PrimaError, Unavailable) as error:
-            if self.engine.is_empty:
-                raise
-            _log.error("the model %s is refused: %s", user_config["model"], error)
+            await self.engine.use(name)
+        except Exception as error:
+            self._metrics.switched("refused")
+            _log.error("the model %s is refused, the former one stays: %s", name, error)
+        else:
+            self._metrics.switched("done")
+            _log.info("live: %s", self.engine.served().card.version)
 
 
 def build_model(args: dict[str, Any]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from prima_ray.serving.config import RateConfig
+from prima_ray.serving.engine import Unavailable
 
 _MAX_BUCKETS = 10_000
 
@@ -43,3 +45,24 @@ class TokenBuckets:
         if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         return wait
+
+
+class SharedLimiter:
+    """Buckets in an actor of Serve's, one count for all replicas of an ingress."""
+
+    def __init__(self, config: RateConfig, handle: Any) -> None:
+        """
+        Args:
+            handle: of a deployment with `take`, see `deployments.Limiter`.
+        """
+        self._config, self._handle = config, handle
+
+    async def wait_s(self, key: str) -> float:
+        if self._config.per_minute is None:
+            return 0.0
+        try:
+            found = await asyncio.wait_for(self._handle.take.remote(key), 2.0)
+        except Exception:
+            # Without a count nobody is let in: a limit that fails open is none.
+            raise Unavailable("requests cannot be counted now", reason="limiter", retry_after_s=2.0) from None
+        return float(found)

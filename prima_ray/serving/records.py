@@ -26,6 +26,16 @@ def log_request(**fields: Any) -> None:
     _log.info("%s", json.dumps({"time": _now(), **kept}))
 
 
+def lines_to_stderr() -> None:
+    """For a process of somebody else's, where nobody has set Python's logging up: without this requests are counted
+    there, and not logged."""
+    logger = logging.getLogger("prima_ray")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 class Audit:
     """A file to which lines are appended, whole ones even from several processes."""
 

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,7 @@ from prima_ray.serving.config import ServingConfig
 from prima_ray.serving.deployments import ModelReplica
 from prima_ray.serving.keys import add_key
 from prima_ray.serving.server import build_server, listen
+from prima_ray.stages.predict import predict_folder
 from prima_ray.stages.serve import Endpoint
 from tests.conftest import jpeg
 from tests.unit.serving.conftest import text64
@@ -170,6 +172,23 @@ def test_requests_share_batches_and_get_the_answers_of_one(live: Live, body: byt
     assert httpx.get(f"{live.url}/readyz").json()["model"]["version"] == live.version()
 
 
+def test_shards_through_ray_data_and_requests_get_the_same_answers(
+    live: Live, tiny_fuse: Path, labelled_shards: str, tmp_path: Path
+) -> None:
+    predict_folder(str(tiny_fuse), labelled_shards, tmp_path / "p.parquet")
+    batch = {row["exam_id"]: row for row in pq.read_table(tmp_path / "p.parquet").to_pylist()}
+    # One photo and two, with and without an age, with and without a label.
+    exams = pq.read_table(Path(labelled_shards) / "part-00000.parquet").to_pylist()
+    for exam in exams:
+        # Shards hold the canonical strings of what is sent as JSON's own kinds.
+        given = {name: value if name == "region" else json.loads(value) for name, value in exam["attributes"]}
+        sent = {"images": [text64(photo["bytes"]) for photo in exam["images"]], "attributes": given}
+        answer = httpx.post(f"{live.url}/v1/diagnoses", json=sent, timeout=120).json()
+        row = batch[exam["exam_id"]]
+        assert answer["prediction"] == row["prediction"]
+        assert answer["probabilities"] == pytest.approx({c: row[f"prob_{c}"] for c in ("BCC", "NEV", "SEK")}, abs=1e-5)
+
+
 def test_what_goes_far_past_the_queue_is_503_and_the_rest_is_answered(live: Live, body: bytes) -> None:
     async def many() -> list[httpx.Response]:
         async with client_of(live) as client:
@@ -247,6 +266,26 @@ def test_the_gateway_of_a_cluster_asks_the_model_that_it_is_told(live: Live, bod
     assert asked[0].json()["model"]["version"] == live.version()
     assert int(asked[2].headers["retry-after"]) >= 1
     serve.delete("gateway")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda keys: deployments.Limiter(CONFIG.rate), lambda keys: deployments.Gateway(CONFIG, keys, None)],
+    ids=["limiter", "gateway"],
+)
+def test_on_a_cluster_that_keeps_to_loopback_replicas_do(
+    build: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.serve._private import replica
+
+    bound: list[str] = []
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda server, address: bound.append(address))
+    monkeypatch.setattr(deployments, "lines_to_stderr", lambda: None)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    add_key(tmp_path / "keys", "clinic")
+    build(str(tmp_path / "keys"))
+    replica.add_port_to_grpc_server(None, "[::]:0")
+    assert bound == ["127.0.0.1:0"]
 
 
 def test_a_replica_that_hangs_says_so(cluster: None, tiny_fuse: Path) -> None:

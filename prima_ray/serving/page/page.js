@@ -60,7 +60,9 @@ function fieldsInOrder() {
 
 function field([name, about]) {
   const id = `attribute-${name}`;
-  const hint = [about["x-unit"], about["x-read"] ? "" : "not read by this model"].filter(Boolean).join(", ");
+  // "Months (months)" says it twice.
+  const unit = about["x-unit"] === about.title.toLowerCase() ? "" : about["x-unit"];
+  const hint = [unit, about["x-read"] ? "" : "not read by this model"].filter(Boolean).join(", ");
   const label = make("label", { htmlFor: id }, about.title + (hint ? ` (${hint})` : ""));
   return make("div", {}, label, input(id, name, about));
 }
@@ -104,6 +106,7 @@ function showChosen() {
     const source = URL.createObjectURL(file);
     const picture = make("img", { src: source, alt: `Photo ${at + 1}` });
     picture.addEventListener("load", () => URL.revokeObjectURL(source));
+    picture.addEventListener("error", () => picture.replaceWith(make("span", {}, `Photo ${at + 1} cannot be shown`)));
     const remove = make("button", { type: "button" }, "×");
     remove.setAttribute("aria-label", `Remove photo ${at + 1}`);
     remove.addEventListener("click", () => {
