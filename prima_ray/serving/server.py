@@ -94,7 +94,9 @@ def listen(host: str, port: int) -> socket.socket:
         PrimaError: it cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is said: asyncio turns Nagle's algorithm off only where it knows that this is TCP, and with it an
+    # answer's body waits 40 ms for the client's delayed acknowledgement of its head.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))

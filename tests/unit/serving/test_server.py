@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 
@@ -123,6 +124,27 @@ def test_what_is_no_http_is_refused(model: Model) -> None:
                 assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:100]
         with connect(port) as good:
             assert is_answered(good)
+
+
+def test_small_answers_do_not_wait_for_the_clients_acknowledgement() -> None:
+    """Nagle's algorithm is off, as on sockets that asyncio makes itself."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            ours: socket.socket = writer.get_extra_info("socket")
+            found.set_result(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(note, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            value = await found
+            writer.close()
+        return value
+
+    assert asyncio.run(accepted()) == 1
 
 
 def test_a_port_that_is_taken_is_told() -> None:
