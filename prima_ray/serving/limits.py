@@ -22,6 +22,8 @@ from prima_ray.serving.schemas import MAX_IMAGES, DiagnosisRequest, Scalar
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+_QUICKLY_PARSED = 64 * 1024
+"""Bytes that are parsed within a millisecond, about what asking another thread takes."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*+={0,2}\s*")
 
 
@@ -109,6 +111,8 @@ async def parse_request(
     """
     kind = headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "application/json":
+        if len(body) <= _QUICKLY_PARSED:
+            return _from_json(body, limits)
         # Parsing megabytes takes a while, and the loop answers others meanwhile.
         return await asyncio.to_thread(_from_json, body, limits)
     if kind == "multipart/form-data":
