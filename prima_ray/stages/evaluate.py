@@ -42,7 +42,7 @@ from prima_ray.data.plan import ExamIndex, Roles, split_roles
 from prima_ray.data.schema import join
 from prima_ray.data.storage import Folder, WorkingCopy
 from prima_ray.evaluation.baselines import metadata_baselines
-from prima_ray.evaluation.metrics import HEADLINE, confusion, headline, per_class
+from prima_ray.evaluation.metrics import HEADLINE, confusion, headline_draws, per_class
 from prima_ray.evaluation.plots import confusion_plot, per_class_plot, training_plot
 from prima_ray.evaluation.report import Report, Table, render, text_table
 from prima_ray.evaluation.statistics import LEVEL, Interval, bootstrap, paired_differences
@@ -226,7 +226,7 @@ def _read_shards(shards: str, wanted: str, *, moved: bool) -> ExamIndex:
 
 def _score(item: RowSet, run: _Run, num_resamples: int) -> _Scored:
     labels, patients = run.index.labels[item.rows], list(run.index.patient_ids[item.rows])
-    scores = bootstrap(headline, labels, item.probabilities, patients, num_resamples=num_resamples)
+    scores = bootstrap(headline_draws, labels, item.probabilities, patients, num_resamples=num_resamples)
     names = run.index.manifest.data_set.class_names
     return _Scored(
         rows=item,
