@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,9 @@ def operating_evidence(
         `num_positive, num_negative`, and `models`, `differences` (ours minus it) and `verdicts` by figure; and
         `thresholds`: for each specificity asked for what a threshold of the other exams gives here.
     """
-    how = {"num_resamples": num_resamples, "seed": seed}
+    draw = partial(bootstrap, num_resamples=num_resamples, seed=seed)
     truth = np.isin(labels, positive)
-    scores = bootstrap(operating_figures(positive, specificities), labels, models, patients, **how)
+    scores = draw(operating_figures(positive, specificities), labels, models, patients)
     name, probabilities = next(iter(models.items()))
     thresholds = []
     for specificity in specificities if thresholds_from is not None else ():
@@ -58,7 +59,7 @@ def operating_evidence(
         if limit is None:
             continue
         figures = threshold_figures(positive, limit.score)
-        found = bootstrap(figures, labels, {name: probabilities}, patients, **how)[name].intervals()
+        found = draw(figures, labels, {name: probabilities}, patients)[name].intervals()
         record = asdict(limit)
         asked = record.pop("specificity")
         plain = {figure: asdict(value) for figure, value in found.items()}
@@ -80,9 +81,7 @@ def plain_scores(scores: Mapping[str, Scores]) -> dict[str, Any]:
             name: {figure: asdict(value) for figure, value in found.intervals().items()}
             for name, found in scores.items()
         },
-        "differences": {
-            name: {figure: asdict(gap) for figure, gap in found.items()} for name, found in gaps.items()
-        },
+        "differences": {name: {figure: asdict(gap) for figure, gap in found.items()} for name, found in gaps.items()},
         "verdicts": {
             name: {figure: verdict(gap, lower_is_better=figure in LOSSES) for figure, gap in found.items()}
             for name, found in gaps.items()
@@ -119,7 +118,7 @@ def calibration_evidence(
         accuracies at coverages, `differences` and `verdicts` against ours; `bins` before and after, of reliability
         diagrams; `sets`; `curve`, risk by coverage, of ours.
     """
-    how = {"num_resamples": num_resamples, "seed": seed}
+    draw = partial(bootstrap, num_resamples=num_resamples, seed=seed)
     ours = next(iter(models))
     probabilities = models[ours]
 
@@ -133,8 +132,8 @@ def calibration_evidence(
         return {name: found[name] for name in ("coverage", "mean_set_size", "single_share")}
 
     asked = {ours: probabilities, BEFORE: before, **{name: item for name, item in models.items() if name != ours}}
-    scores = bootstrap(believed, labels, asked, patients, **how)
-    whole = bootstrap(held, labels, {ours: probabilities}, patients, **how)[ours].intervals()
+    scores = draw(believed, labels, asked, patients)
+    whole = draw(held, labels, {ours: probabilities}, patients)[ours].intervals()
     by_class = set_figures(labels, sets(probabilities))
     coverage, risk = risk_coverage(labels, probabilities)
     shown = np.unique(np.linspace(0, len(coverage) - 1, min(_CURVE_POINTS, len(coverage))).astype(int))
@@ -156,5 +155,3 @@ def calibration_evidence(
         },
         "curve": {"coverage": coverage[shown].tolist(), "risk": risk[shown].tolist()},
     }
-
-

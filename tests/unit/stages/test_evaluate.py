@@ -22,7 +22,7 @@ from prima_ray.evaluation.baselines import metadata_baselines
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages import evaluate
 from prima_ray.stages import row_sets as row_sets_module
-from prima_ray.stages.evaluate import run_evaluate
+from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
 from prima_ray.stages.row_sets import photo_set, row_sets
 from tests.conftest import train_tiny
 
@@ -37,7 +37,7 @@ def run(tiny_fuse: Path, tmp_path: Path) -> Path:
 
 def test_figures_of_a_moved_run(run: Path, labelled_shards: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "prima_ray")
-    assert run_evaluate(str(run), num_resamples=50) == run / "evaluation"
+    assert run_evaluate(str(run), config=EvaluateConfig(num_resamples=50)) == run / "evaluation"
     found = json.loads((run / "evaluation" / "metrics.json").read_text())
     index = ExamIndex.read(labelled_shards)
     test = np.flatnonzero((index.patient_fold == 0) & (index.labels >= 0))
@@ -125,7 +125,7 @@ def test_photo_by_photo(tiny_fuse: Path, labelled_shards: str, monkeypatch: pyte
 
 
 def test_photos_alone_are_not_touched_by_the_mask(tiny_finetune: Path, tmp_path: Path) -> None:
-    target = run_evaluate(str(tiny_finetune), out=str(tmp_path / "report"), num_resamples=5)
+    target = run_evaluate(str(tiny_finetune), out=str(tmp_path / "report"), config=EvaluateConfig(num_resamples=5))
     assert target == tmp_path / "report"
     assert not (tiny_finetune / "evaluation").exists()
     found = read_json(target / "metrics.json")
@@ -170,7 +170,7 @@ def test_a_test_fold_without_a_class_and_without_labels(run: Path, labelled_shar
     test = np.flatnonzero(index.patient_fold == 0)
     gone = {int(row): None for row in test if index.labels[row] == 2}
     on_other_shards(run, relabelled(labelled_shards, tmp_path / "shards", gone))
-    found = read_json(run_evaluate(str(run), num_resamples=10) / "metrics.json")
+    found = read_json(run_evaluate(str(run), config=EvaluateConfig(num_resamples=10)) / "metrics.json")
     assert found["sets"]["all"]["num_exams"] == int(np.isin(index.labels[test], [0, 1]).sum())
     row = found["per_class"][2]
     assert (row["num_exams"], row["recall"], row["f1"], row["auroc"]) == (0, None, None, None)
@@ -187,7 +187,9 @@ def test_one_patient_of_one_class_and_no_attributes(run: Path, labelled_shards: 
     index = ExamIndex.read(labelled_shards)
     others = {int(row): None for row in np.flatnonzero(index.patient_fold == 0)[1:]}
     shards = relabelled(labelled_shards, tmp_path / "shards", others, attributes=[], blocks=[])
-    found = read_json(run_evaluate(str(on_other_shards(run, shards)), num_resamples=10) / "metrics.json")
+    found = read_json(
+        run_evaluate(str(on_other_shards(run, shards)), config=EvaluateConfig(num_resamples=10)) / "metrics.json"
+    )
     whole = found["sets"]["all"]
     assert (list(found["sets"]), found["baselines"], whole["num_exams"]) == (["all"], {}, 1)
     assert whole["models"][OURS]["accuracy"]["value"] in (0, 1)
@@ -240,7 +242,7 @@ def test_replaced_shards_are_told_and_moved_ones_found(run: Path, labelled_shard
     write_json(run / "run.json", record)
     assert message(run) == f"{gone}: the run's shards are no longer here\n  Say where they are: --shards FOLDER."
     assert message(run, shards=gone).startswith(f"{gone}: no finished shard folder here")
-    assert run_evaluate(str(run), shards=labelled_shards, num_resamples=2).is_dir()
+    assert run_evaluate(str(run), shards=labelled_shards, config=EvaluateConfig(num_resamples=2)).is_dir()
 
 
 def test_a_missing_file_is_named(run: Path) -> None:
@@ -295,7 +297,7 @@ def test_damaged_notes_of_the_training_are_told(run: Path) -> None:
     mend = "\n  Copy the run again, or train it again."
     with (run / "steps.jsonl").open("a") as file:
         file.write("[1]\n")
-    assert message(run, num_resamples=2).startswith(f"{run / 'steps.jsonl'}: damaged: line ")
+    assert message(run, config=EvaluateConfig(num_resamples=2)).startswith(f"{run / 'steps.jsonl'}: damaged: line ")
     record = read_json(run / "run.json")
     write_json(run / "run.json", {**record, "inputs": {}})
     assert message(run) == f"{run / 'run.json'}: damaged: its inputs do not name the shards{mend}"
@@ -328,7 +330,7 @@ def test_only_an_earlier_report_is_overwritten(
     assert (run / "metrics.json").read_bytes() == metrics
     assert [item.name for item in thesis.iterdir()] == ["metrics.json"]
     for out in (tmp_path / "new" / "report", tmp_path / "new" / "report"):
-        assert run_evaluate(str(run), out=str(out), num_resamples=2) == out
+        assert run_evaluate(str(run), out=str(out), config=EvaluateConfig(num_resamples=2)) == out
 
 
 def test_a_stage_that_does_not_diagnose_is_refused(run: Path) -> None:
