@@ -193,6 +193,14 @@ def _add_evaluation(commands: Any) -> None:
     _add_overrides(command)
     command.set_defaults(run=_run_evaluate)
 
+    command = commands.add_parser("compare", help="several runs beside each other on the exams that they share")
+    command.add_argument("run_dirs", nargs="+", metavar="RUN", help="run directories; the first is ours")
+    command.add_argument("--out", default="comparison", help="folder of the report (default comparison)")
+    command.add_argument("--shards", help="where the runs' shards are now, if they were moved")
+    command.add_argument("--config", metavar="FILE.yaml", help="what is looked at")
+    _add_overrides(command)
+    command.set_defaults(run=_run_compare)
+
 
 def _add_serving(commands: Any) -> None:
     command = commands.add_parser("serve", help="a run as an endpoint over HTTP, and a page at /")
@@ -246,6 +254,14 @@ def _run_evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(EvaluateConfig, arguments.config, [*arguments.overrides, *switch])
     options = {"out": arguments.out, "shards": arguments.shards, "mapping": arguments.mapping}
     _answer(run_evaluate, arguments.run_dir, config=config, **options)
+    return 0
+
+
+def _run_compare(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.compare import CompareConfig, run_compare
+
+    config = load_config(CompareConfig, arguments.config, arguments.overrides)
+    _answer(run_compare, arguments.run_dirs, out=arguments.out, shards=arguments.shards, config=config)
     return 0
 
 

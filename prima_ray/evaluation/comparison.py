@@ -66,9 +66,9 @@ class Compared:
     over_folds: Mapping[str, tuple[float, float]]
     """Mean and SD (ddof = 1) over folds; empty of one fold."""
     differences: Mapping[str, Interval]
-    """This one minus the reference; empty for the reference itself."""
+    """Ours minus this one; empty for ours."""
     verdicts: Mapping[str, Verdict]
-    """Figure -> what the difference says of this one."""
+    """Figure -> what the difference says of ours."""
 
 
 def pool_folds(tables: Sequence[PredictionTable]) -> PredictionTable:
@@ -143,7 +143,7 @@ def compare(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Compared]:
-    """Several models on the exams that they share; the first is the reference.
+    """Several models on the exams that they share; the first is ours.
 
     Figures are means over the folds, intervals are over patients, and all models see the same resamples.
 
@@ -165,10 +165,10 @@ def compare(
         num_resamples=num_resamples,
         seed=seed,
     )
-    reference = next(iter(cut))
+    ours = next(iter(cut))
     found = {}
     for name, mine in scores.items():
-        gaps = paired_differences(mine, scores[reference], level) if name != reference else {}
+        gaps = paired_differences(scores[ours], mine, level) if name != ours else {}
         found[name] = Compared(
             scores=mine,
             intervals=mine.intervals(level),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prima_ray.evaluation.metrics import Labels, Probabilities
+from prima_ray.evaluation.metrics import Figures, Labels, Probabilities
 from prima_ray.evaluation.operating import SPECIFICITIES, operating_figures, set_threshold, threshold_figures
 from prima_ray.evaluation.reliability import reliability, reliability_bins, set_figures
 from prima_ray.evaluation.selective import COVERAGES, risk_coverage, selective_figures
@@ -92,6 +92,15 @@ def plain_scores(scores: Mapping[str, Scores]) -> dict[str, Any]:
 BEFORE = "before the temperature"
 
 
+def belief_figures(coverages: Sequence[float] = COVERAGES) -> Figures:
+    """NLL, ECE, Brier score, AURC and accuracies at coverages, together."""
+
+    def plain(labels: Labels, probabilities: Probabilities) -> Mapping[str, float]:
+        return {**reliability(labels, probabilities), **selective_figures(labels, probabilities, coverages)}
+
+    return resampled(plain)
+
+
 def calibration_evidence(
     labels: Labels,
     models: Models,
@@ -123,16 +132,12 @@ def calibration_evidence(
     probabilities = models[ours]
 
     @resampled
-    def believed(labels: Labels, probabilities: Probabilities) -> Mapping[str, float]:
-        return {**reliability(labels, probabilities), **selective_figures(labels, probabilities, coverages)}
-
-    @resampled
     def held(labels: Labels, probabilities: Probabilities) -> Mapping[str, float]:
         found = set_figures(labels, sets(probabilities))
         return {name: found[name] for name in ("coverage", "mean_set_size", "single_share")}
 
     asked = {ours: probabilities, BEFORE: before, **{name: item for name, item in models.items() if name != ours}}
-    scores = draw(believed, labels, asked, patients)
+    scores = draw(belief_figures(coverages), labels, asked, patients)
     whole = draw(held, labels, {ours: probabilities}, patients)[ours].intervals()
     by_class = set_figures(labels, sets(probabilities))
     coverage, risk = risk_coverage(labels, probabilities)

@@ -35,6 +35,24 @@ def _blank(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
 
 
+def difference_grid(
+    record: Record, titles: Mapping[str, str], *, caption: str = "", verdicts_only: bool = False
+) -> Grid:
+    """A row for each other model: ours minus it in points, over the verdict on ours.
+
+    Args:
+        record: see `evidence.plain_scores`.
+        titles: figure -> its name.
+    """
+    rows: list[Sequence[Cell]] = []
+    for name, gaps in record["differences"].items():
+        words = [_WORD[record["verdicts"][name][figure]] for figure in titles]
+        cells = [interval_cell(gaps[figure], sign=True) for figure in titles]
+        told = [(cell[0], f"{cell[1]}: {word}") for cell, word in zip(cells, words, strict=True)]
+        rows.append((f"beside {name}", *(words if verdicts_only else told)))
+    return Grid(["ours", *titles.values()], rows, caption=caption)
+
+
 def operating_section(positive: Sequence[str], sets: Mapping[str, Record]) -> Section:
     """A group of classes against the rest.
 

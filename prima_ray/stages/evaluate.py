@@ -29,9 +29,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from prima_ray.base import PrimaError, StrictConfig, is_uri, read_json, write_atomic, write_json
+from prima_ray.base import PrimaError, StrictConfig, is_uri, write_atomic, write_json
 from prima_ray.data.reader import Rows
 from prima_ray.data.schema import join, read_manifest
 from prima_ray.data.storage import Folder, WorkingCopy
@@ -64,6 +62,7 @@ from prima_ray.evaluation.subgroups import SubgroupsConfig, find_subgroups, subg
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.evaluate_report import build_report, read_baselines
 from prima_ray.stages.external import ExternalTest, external_set, open_external
+from prima_ray.stages.report_folder import ReportKind, check_report_folder, foreign_file
 from prima_ray.stages.row_sets import Load, RowSet, photo_set, read_predictions, row_sets, shard_tables
 from prima_ray.stages.scoring import (
     ScoredSet,
@@ -76,7 +75,7 @@ from prima_ray.stages.scoring import (
 from prima_ray.stages.tested_run import TestedRun, open_tested, read_diagnosing
 
 _log = logging.getLogger(__name__)
-_MEND_OUT = "Name a new folder, or the one of an earlier report."
+REPORT = ReportKind("evaluate", frozenset({"shards_hash", "sets"}))
 _Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -147,7 +146,7 @@ def run_evaluate(
         raise PrimaError("--mapping says how another data set is read", mend="Name its shards: --shards FOLDER.")
     address = out if out is not None else join(run_dir, _folder_name(shards if mapping else None))
     if not is_uri(address):
-        _check_out(Path(address), read_diagnosing(run_dir)[1])
+        check_report_folder(Path(address), REPORT, run=read_diagnosing(run_dir)[1])
         _evaluate(_open(run_dir, shards, mapping, settings), Path(address), notes)
         return Path(address)
     with tempfile.TemporaryDirectory(prefix="prima-evaluate-") as aside:
@@ -155,13 +154,9 @@ def run_evaluate(
         # An earlier report is overwritten, anything else is refused.
         foreign = sorted(set(files.store.files()) - {"report.html", "metrics.json"})
         if foreign:
-            raise PrimaError(
-                f"--out holds something that is no report of `prima evaluate`: {foreign[0]}",
-                where=address,
-                mend=_MEND_OUT,
-            )
+            raise foreign_file(foreign[0], REPORT, where=address)
         files.pull()
-        _check_out(files.local, read_diagnosing(run_dir)[1])
+        check_report_folder(files.local, REPORT, run=read_diagnosing(run_dir)[1])
         _evaluate(_open(run_dir, shards, mapping, settings), files.local, notes)
         files.push()
     return address
@@ -275,39 +270,6 @@ def _robustness(subject: _Subject, whole: RowSet) -> dict[str, Any]:
         num_resamples=config.num_resamples,
         seed=config.seed,
     )
-
-
-def _check_out(target: Path, run: Path) -> None:
-    """The report gets a folder of its own; only an earlier report is overwritten."""
-    there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        what = "is a file, not a folder" if there == target else "cannot be made (its folder is a file)"
-        raise PrimaError(f"--out {what}", where=target, mend=_MEND_OUT)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PrimaError("--out cannot be written (Permission denied)", where=target, mend=_MEND_OUT)
-    if there != target:
-        return
-    if target.resolve() == run.resolve():
-        raise PrimaError("--out is the run itself, whose metrics.json is another", where=target, mend=_MEND_OUT)
-    foreign = sorted(item.name for item in target.iterdir() if not _is_ours(item))
-    if foreign:
-        raise PrimaError(
-            f"--out holds something that is no report of `prima evaluate`: {foreign[0]}", where=target, mend=_MEND_OUT
-        )
-
-
-def _is_ours(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    if file.name == "metrics.json":
-        found: Any = None
-        with contextlib.suppress(PrimaError):
-            found = read_json(file)
-        return isinstance(found, dict) and {"shards_hash", "sets"} <= set(found)
-    if file.name == "report.html":
-        return b"prima evaluate" in file.read_bytes()
-    # What a kill leaves of `write_atomic`.
-    return file.name.startswith((".metrics.json.", ".report.html."))
 
 
 def _metrics(
