@@ -19,7 +19,7 @@ def reliability_plot(bins: Mapping[str, list[dict[str, Any]]]) -> bytes:
     for name, color, words in (("before", GREY, "before the temperature"), ("after", BLUE, "after")):
         whole = max(sum(item["num_exams"] for item in bins[name]), 1)
         places = [item["confidence"] for item in bins[name]], [item["accuracy"] for item in bins[name]]
-        axes.plot(*places, color=color, linewidth=1)
+        axes.plot(*places, color=color, linewidth=1, alpha=0.5)
         sizes = [12 + 300 * item["num_exams"] / whole for item in bins[name]]
         axes.scatter(*places, s=sizes, color=color, alpha=0.75, linewidths=0, label=words)
     axes.set_xlim(0, 1)

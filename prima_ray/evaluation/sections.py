@@ -21,7 +21,8 @@ def interval_cell(item: Record | None, *, scale: float = 100.0, digits: int = 1,
     if item is None:
         return _NONE
     low, high = item["low"], item["high"]
-    small = "" if _blank(low) else f"{_number(low, scale, digits, sign)} to {_number(high, scale, digits, sign)}"
+    to = " to " if sign else "\u2013"
+    small = "" if _blank(low) else f"{_number(low, scale, digits, sign)}{to}{_number(high, scale, digits, sign)}"
     return _number(item["value"], scale, digits, sign), small
 
 
@@ -132,7 +133,7 @@ def calibration_section(record: Record, *, num_exams: int) -> Section:
     ]
     word = record["figures"]["verdicts"].get(BEFORE, {})
     note = (
-        f"Lower is better. Against the probabilities {BEFORE} ours are, by NLL, {_said(word.get('nll'))}; by ECE, "
+        f"Lower is better. Beside the probabilities {BEFORE}: NLL {_said(word.get('nll'))}, ECE "
         f"{_said(word.get('ece'))}. ECE is biased upwards where exams are few: compare it between models."
     )
     return Section(
@@ -179,30 +180,37 @@ def selective_section(record: Record) -> Section:
 
 
 def subgroup_section(records: Sequence[Record], *, min_exams: int) -> Section:
-    """Ours, group by group."""
-    figures = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+    """Ours, group by group; groups of too few exams are named below, with their counts."""
+    figures = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
     rows: list[Sequence[Cell]] = []
+    few: dict[str, list[str]] = {}
     judged = sum(record["verdicts"] is not None for record in records)
     for record in records:
-        name: Cell = (record["value"], record["attribute"].replace("_", " "))
-        counts: Cell = (str(record["num_exams"]), f"{record['num_patients']} patients")
+        attribute = record["attribute"].replace("_", " ")
         if record["figures"] is None:
-            rows.append((name, counts, *(_NONE for _ in figures), "too few"))
+            few.setdefault(attribute, []).append(f"{record['value']} ({record['num_exams']})")
             continue
-        found = [interval_cell(record["figures"][figure]) for figure in figures]
         gap: Cell = _NONE
         if record["verdicts"] is not None:
-            gap = (
-                _WORD[record["verdicts"]["accuracy"]],
-                interval_cell(record["differences"]["accuracy"], sign=True)[1],
+            differs = interval_cell(record["differences"]["accuracy"], sign=True)
+            gap = (_WORD[record["verdicts"]["accuracy"]], differs[1])
+        rows.append(
+            (
+                (record["value"], attribute),
+                (str(record["num_exams"]), f"{record['num_patients']} patients"),
+                *(interval_cell(record["figures"][figure]) for figure in figures),
+                gap,
             )
-        rows.append((name, counts, *found, gap))
+        )
+    names = [(f"{attribute}: {', '.join(values)}",) for attribute, values in few.items()]
+    grids = [Grid(["group", "exams", *figures.values(), "beside the rest"], rows)] if rows else []
+    if names:
+        grids.append(Grid([f"too few: groups of fewer than {min_exams} exams, with their counts"], names))
     return Section(
         title="Subgroups",
-        note=f"Ours, in %. The last column is the accuracy beside that of all other exams, in points; of groups of "
-        f"fewer than {min_exams} exams nothing is said. Groups that are judged: {judged}; by chance alone one in "
-        "twenty differs. Groups differ in their diagnoses too.",
-        grids=[Grid(["group", "exams", *figures.values(), "beside the rest"], rows)],
+        note="Ours, in %. The last column is the accuracy beside that of all other exams, in points. Groups that are "
+        f"judged: {judged}; by chance alone one in twenty differs. Groups differ in their diagnoses too.",
+        grids=grids,
     )
 
 
