@@ -15,14 +15,18 @@ from sklearn import metrics as sk
 
 from prima_ray.base import PrimaError, hash_file, read_json, write_json
 from prima_ray.cli import main
+from prima_ray.config import load_config
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.data.schema import MANIFEST, read_manifest
 from prima_ray.evaluation.baselines import metadata_baselines
+from prima_ray.evaluation.operating import positive_classes
+from prima_ray.evaluation.subgroups import find_subgroups
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages import evaluate
 from prima_ray.stages import row_sets as row_sets_module
 from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
+from prima_ray.stages.ingest import IngestConfig
 from prima_ray.stages.row_sets import photo_set, row_sets
 from tests.conftest import describe_file, train_tiny
 
@@ -170,6 +174,20 @@ def test_a_planted_leak_is_caught(run: Path, labelled_shards: str, tmp_path: Pat
         f"{run}: a leak: 2 patients (p000, p004) among those that it is scored on and among those that it was trained "
         "on\n  Its figures say nothing about new patients. Make the folds anew and train again."
     )
+
+
+def test_the_shipped_config_fits_its_data_set() -> None:
+    folder = Path(__file__).parents[3] / "jobs/configs/pad_ufes_20"
+    config = load_config(EvaluateConfig, folder / "evaluate.yaml")
+    data_set = load_config(IngestConfig, folder / "ingest.yaml").data_set
+    rows = [{"age": "61", "fitspatrick": "2", "gender": "FEMALE"}, {"age": "39"}]
+    groups = find_subgroups(rows, [], data_set, config.subgroups)
+    found = {(item.attribute, item.value): item.members.tolist() for item in groups}
+    assert found["fitspatrick", "II"] == [True, False]
+    assert found["age", "below 40 years"] == [False, True]
+    assert found["metadata", "complete"] == [True, False]
+    names = data_set.class_names
+    assert [names[place] for place in positive_classes(data_set, config.positive)] == ["BCC", "MEL", "SCC"]
 
 
 def test_wrong_keys_are_told_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
