@@ -8,9 +8,10 @@ The first run is ours: differences are ours minus another, paired over the patie
     config_differences           run -> keys in which its config differs from ours
     level, num_resamples         of the intervals
     num_exams, num_patients      that all runs hold out
-    sets.all|complete            num_exams, num_patients, `headline`, `operating`, `belief`: models, differences and
-                                 verdicts, see `evaluation.evidence.plain_scores`
-    per_class                    run -> [class, precision, recall, f1, auroc, num_exams] on all shared exams
+    sets.all|complete            num_exams, num_patients, `headline`, `classes` (`<class>.f1` and the like),
+                                 `operating`, `belief`: models, differences and verdicts, see
+                                 `evaluation.evidence.plain_scores`
+    class_counts                 class -> shared exams
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from pydantic import Field
 
 from prima_ray.base import PrimaError, StrictConfig, write_atomic, write_json
 from prima_ray.config import differing_keys
+from prima_ray.data.description import DataSetConfig
 from prima_ray.evaluation.baselines import has_blocks
 from prima_ray.evaluation.comparison import PredictionTable, check_unseen, share_exams
 from prima_ray.evaluation.evidence import belief_figures, operating_evidence, plain_scores
-from prima_ray.evaluation.metrics import HEADLINE, headline_draws, per_class
+from prima_ray.evaluation.metrics import HEADLINE, class_figures, headline_draws
 from prima_ray.evaluation.operating import SPECIFICITIES, positive_classes
 from prima_ray.evaluation.report import Grid, Report, Section, Table, render, text_table
 from prima_ray.evaluation.sections import difference_grid, interval_cell, operating_section
@@ -164,17 +166,17 @@ def _metrics(
         "num_exams": len(first),
         "num_patients": len(set(first.patient_ids)),
         "sets": {
-            name: _figures({address: table.take(rows) for address, table in tables.items()}, positive, config)
+            name: _figures({address: table.take(rows) for address, table in tables.items()}, data_set, positive, config)
             for name, rows in sets.items()
         },
-        "per_class": {
-            address: per_class(table.labels, table.probabilities, data_set.class_names)
-            for address, table in tables.items()
-        },
+        "class_counts": {name: int((first.labels == place).sum()) for place, name in enumerate(data_set.class_names)},
     }
 
 
-def _figures(tables: Mapping[str, PredictionTable], positive: Sequence[int], config: CompareConfig) -> dict[str, Any]:
+def _figures(
+    tables: Mapping[str, PredictionTable], data_set: DataSetConfig, positive: Sequence[int], config: CompareConfig
+) -> dict[str, Any]:
+    names = data_set.class_names
     first = next(iter(tables.values()))
     models, patients = {address: table.probabilities for address, table in tables.items()}, list(first.patient_ids)
     how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed}
@@ -184,6 +186,7 @@ def _figures(tables: Mapping[str, PredictionTable], positive: Sequence[int], con
         "num_patients": len(set(patients)),
         "headline": plain_scores(bootstrap(headline_draws, first.labels, models, patients, **how)),
         "operating": operating_evidence(first.labels, models, patients, positive, **asked) if positive else None,
+        "classes": plain_scores(bootstrap(class_figures(names), first.labels, models, patients, **how)),
         "belief": plain_scores(bootstrap(belief_figures(), first.labels, models, patients, **how)),
     }
 
@@ -281,17 +284,22 @@ def _sections(sets: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any])
     classes = [
         (
             name,
-            *(_share(rows[place]["f1"]) for rows in metrics["per_class"].values()),
-            str(next(iter(metrics["per_class"].values()))[place]["num_exams"]),
+            *(interval_cell(found[f"{name}.f1"]) for found in whole["classes"]["models"].values()),
+            *(
+                (found[f"{name}.f1"], interval_cell(whole["classes"]["differences"][other][f"{name}.f1"], sign=True)[1])
+                for other, found in whole["classes"]["verdicts"].items()
+            ),
+            str(count),
         )
-        for place, name in enumerate(metrics["classes"])
+        for name, count in metrics["class_counts"].items()
     ]
+    others = [f"ours beside {other}" for other in whole["classes"]["verdicts"]]
     sections = [
         Section("Differences", "Ours minus the other, in points, paired over patients.", headline),
         Section(
             "Class by class",
             "F1 on all shared exams, in %.",
-            [Grid(["class", *metrics["per_class"], "exams"], classes)],
+            [Grid(["class", *metrics["runs"], *others, "exams"], classes)],
         ),
     ]
     if metrics["positive"]:
@@ -308,7 +316,3 @@ def _sections(sets: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any])
         )
     )
     return sections
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}" if np.isfinite(value) else "n/a"

@@ -42,6 +42,13 @@ def test_runs_beside_each_other(
     assert [models[address]["accuracy"]["value"] for address in runs] == pytest.approx(accuracies)
     gap = whole["headline"]["differences"][runs[1]]["accuracy"]
     assert gap["value"] == pytest.approx(accuracies[0] - accuracies[1])
+    classes = found["classes"]
+    recalls = sk.recall_score(
+        [row["label"] for row in rows], [row["prediction"] for row in rows], labels=classes, average=None
+    )
+    told = whole["classes"]["models"][runs[1]]
+    assert [told[f"{name}.recall"]["value"] for name in classes] == pytest.approx(list(recalls))
+    assert sum(found["class_counts"].values()) == len(rows)
     assert list(found["sets"]) == ["all", "complete"]
     assert found["positive"] == ["BCC"]
     assert "our macro F1 is" in html
