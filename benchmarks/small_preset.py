@@ -26,7 +26,7 @@ from _harness import CONFIGS, WORK, circumstances, parser
 from prima_ray.base import read_json, write_json
 from prima_ray.config import load_config
 from prima_ray.data.plan import ExamIndex
-from prima_ray.evaluation.metrics import HEADLINE, headline
+from prima_ray.evaluation.metrics import HEADLINE, headline_draws
 from prima_ray.evaluation.statistics import bootstrap, paired_differences
 from prima_ray.stages.align import AlignConfig
 from prima_ray.stages.fuse import FuseConfig
@@ -107,7 +107,7 @@ def _alignment(root: Path, arguments: Namespace) -> dict[str, Any]:
     config = load_config(FuseConfig, root / "fuse_aligned" / "config.yaml")
     rows = np.flatnonzero((index.folds(config.split) == arguments.fold) & (index.labels >= 0))
     models = {name: _probabilities(root / f"fuse_{name}", index, rows) for name in ways}
-    scores = bootstrap(headline, index.labels[rows], models, list(index.patient_ids[rows]))
+    scores = bootstrap(headline_draws, index.labels[rows], models, list(index.patient_ids[rows]))
     difference = paired_differences(scores["aligned"], scores["untrained"])
     return {
         "num_exams": len(rows),

@@ -132,11 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config_arguments(command)
     command.set_defaults(run=_run_config)
 
-    command = commands.add_parser("evaluate", help="score a run beside the metadata-only baselines")
-    command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
-    command.add_argument("--out", help="folder of the report (default RUN/evaluation)")
-    command.add_argument("--shards", help="where the run's shards are now, if they were moved")
-    command.set_defaults(run=_run_evaluate)
+    _add_evaluation(commands)
 
     command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
     command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
@@ -182,6 +178,28 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="runs/demo", help="folder of everything it makes (default runs/demo)")
     command.set_defaults(run=_run_demo)
     return parser
+
+
+def _add_evaluation(commands: Any) -> None:
+    command = commands.add_parser("evaluate", help="score a run beside the metadata-only baselines")
+    command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
+    command.add_argument("--out", help="folder of the report (default RUN/evaluation)")
+    command.add_argument(
+        "--shards", help="where the run's shards are now, if they were moved; with --mapping another data set's"
+    )
+    command.add_argument("--mapping", metavar="FILE.yaml", help="how the other data set is read as the run's own")
+    command.add_argument("--robustness", action="store_true", help="ask about altered exams as well, a pass each")
+    command.add_argument("--config", metavar="FILE.yaml", help="what is looked at: subgroups, specificities, ...")
+    _add_overrides(command)
+    command.set_defaults(run=_run_evaluate)
+
+    command = commands.add_parser("compare", help="several runs beside each other on the exams that they share")
+    command.add_argument("run_dirs", nargs="+", metavar="RUN", help="run directories; the first is ours")
+    command.add_argument("--out", default="comparison", help="folder of the report (default comparison)")
+    command.add_argument("--shards", help="where the runs' shards are now, if they were moved")
+    command.add_argument("--config", metavar="FILE.yaml", help="what is looked at")
+    _add_overrides(command)
+    command.set_defaults(run=_run_compare)
 
 
 def _add_serving(commands: Any) -> None:
@@ -230,9 +248,20 @@ def _run_config(arguments: argparse.Namespace) -> int:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> int:
-    from prima_ray.stages.evaluate import run_evaluate
+    from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
 
-    _answer(run_evaluate, arguments.run_dir, out=arguments.out, shards=arguments.shards)
+    switch = ["robustness.enabled=true"] if arguments.robustness else []
+    config = load_config(EvaluateConfig, arguments.config, [*arguments.overrides, *switch])
+    options = {"out": arguments.out, "shards": arguments.shards, "mapping": arguments.mapping}
+    _answer(run_evaluate, arguments.run_dir, config=config, **options)
+    return 0
+
+
+def _run_compare(arguments: argparse.Namespace) -> int:
+    from prima_ray.stages.compare import CompareConfig, run_compare
+
+    config = load_config(CompareConfig, arguments.config, arguments.overrides)
+    _answer(run_compare, arguments.run_dirs, out=arguments.out, shards=arguments.shards, config=config)
     return 0
 
 

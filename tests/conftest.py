@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,25 @@ def jpeg(rng: np.random.Generator, width: int, height: int) -> bytes:
 
 
 def write_toy_shards(
-    folder: Path, *, num_exams: int = 23, rows_per_file: int = 8, rows_per_group: int = 3, num_folds: int = 3
+    folder: Path,
+    *,
+    num_exams: int = 23,
+    rows_per_file: int = 8,
+    rows_per_group: int = 3,
+    num_folds: int = 3,
+    seed: int = 0,
+    rename: Mapping[str, str] | None = None,
+    **described: Any,
 ) -> str:
-    """Exams ``e000 ...`` of random pictures; every third has two photos, every seventh no label."""
-    data_set = DataSetConfig.model_validate(TOY)
-    rng = np.random.default_rng(0)
+    """Exams ``e000 ...`` of random pictures; every third has two photos, every seventh no label.
+
+    Args:
+        seed: of the pictures.
+        rename: attribute -> another name in the shards.
+        described: other keys of the data set's description.
+    """
+    data_set = DataSetConfig.model_validate({**TOY, **described})
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     rows = []
     for number in range(num_exams):
@@ -81,7 +95,7 @@ def write_toy_shards(
                 "exam_id": f"e{number:03}",
                 "patient_id": f"p{number // 2:03}",
                 "images": images,
-                "attributes": attributes,
+                "attributes": {(rename or {}).get(name, name): value for name, value in attributes.items()},
                 "label": label,
             }
         )

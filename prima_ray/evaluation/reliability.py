@@ -45,12 +45,37 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities, *, 
     """
     if not len(labels):
         return float("nan")
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    # A confidence on an edge belongs to the lower bin, 1.0 to the last.
-    place = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    place, confidence, right = _binned(labels, probabilities, num_bins)
     gaps = np.bincount(place, weights=right - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def reliability_bins(labels: Labels, probabilities: Probabilities, *, num_bins: int = 10) -> list[dict[str, Any]]:
+    """What a reliability diagram shows: of the bins that hold exams `low`, `high`, `num_exams`, the mean `confidence`
+    and the `accuracy`."""
+    if not len(labels):
+        return []
+    place, confidence, right = _binned(labels, probabilities, num_bins)
+    return [
+        {
+            "low": index / num_bins,
+            "high": (index + 1) / num_bins,
+            "num_exams": int((place == index).sum()),
+            "confidence": float(confidence[place == index].mean()),
+            "accuracy": float(right[place == index].mean()),
+        }
+        for index in np.unique(place).tolist()
+    ]
+
+
+def _binned(
+    labels: Labels, probabilities: Probabilities, num_bins: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """(N,) each: the bin of an exam's confidence, the confidence, and whether the answer is right."""
+    confidence = probabilities.max(axis=1)
+    # A confidence on an edge belongs to the lower bin, 1.0 to the last.
+    place = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    return place, confidence, probabilities.argmax(axis=1) == labels
 
 
 def reliability(labels: Labels, probabilities: Probabilities) -> dict[str, float]:
@@ -70,8 +95,8 @@ def set_figures(labels: Labels, sets: NDArray[np.bool_]) -> dict[str, Any]:
         sets: (N, C), true for the classes in an exam's set.
 
     Returns:
-        `coverage`, `mean_set_size`, `single_share` (sets of one class), and `coverage_by_class`, (C,), NaN for a class
-        that does not occur.
+        `coverage`, `mean_set_size`, `single_share` (sets of one class), `coverage_by_class`,
+        `set_size_by_class`, (C,) each, NaN for a class that does not occur.
     """
     count, num_classes = sets.shape
     if not count:
@@ -81,15 +106,19 @@ def set_figures(labels: Labels, sets: NDArray[np.bool_]) -> dict[str, Any]:
             "mean_set_size": missing,
             "single_share": missing,
             "coverage_by_class": [missing] * num_classes,
+            "set_size_by_class": [missing] * num_classes,
         }
     held = sets[np.arange(count), labels]
     sizes = sets.sum(axis=1)
-    by_class = [
-        float(held[labels == index].mean()) if (labels == index).any() else float("nan") for index in range(num_classes)
-    ]
+
+    def by_class(values: NDArray[Any]) -> list[float]:
+        groups = [values[labels == index] for index in range(num_classes)]
+        return [float(group.mean()) if len(group) else float("nan") for group in groups]
+
     return {
         "coverage": float(held.mean()),
         "mean_set_size": float(sizes.mean()),
         "single_share": float((sizes == 1).mean()),
-        "coverage_by_class": by_class,
+        "coverage_by_class": by_class(held),
+        "set_size_by_class": by_class(sizes),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -25,6 +25,31 @@ class Table:
     num_patients: int
     rows: Mapping[str, Mapping[str, Interval]]
     """Model -> figure -> value and interval; the first model is ours."""
+
+
+Cell = str | tuple[str, str]
+"""What stands in a table: a text, or a text over a small one."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Any other table; its cells are ready to be shown."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    ours: bool = False
+    """The first row is ours."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading, what it means, tables, pictures (caption -> PNG)."""
+
+    title: str
+    note: str = ""
+    grids: Sequence[Grid] = ()
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,10 @@ class Report:
     commands: Sequence[str]
     """How to make it again."""
     warnings: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+    """What stands between the classes and what the run is."""
+    rows_title: str = "All exams of the test fold, in %."
+    """What the figures class by class are of."""
 
 
 def render(report: Report) -> str:
@@ -63,11 +92,11 @@ def render_page(template: str, pictures: Mapping[str, bytes], **values: Any) -> 
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = percent
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     here = files("prima_ray.evaluation")
     page = environment.from_string((here / template).read_text(encoding="utf-8"))
-    encoded = {caption: base64.b64encode(data).decode() for caption, data in pictures.items()}
     style = (here / "report.css").read_text(encoding="utf-8")
-    return page.render(pictures=encoded, style=style, **values)
+    return page.render(pictures=pictures, style=style, **values)
 
 
 def percent(value: float) -> str:

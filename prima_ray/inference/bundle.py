@@ -181,6 +181,18 @@ def _read_part(path: Path, kind: type[StrictConfig]) -> StrictConfig:
         raise PrimaError(f"damaged: {_first_mistake(error)}", where=path, mend=_MEND) from None
 
 
+def read_calibration(folder: Path) -> Calibration | None:
+    """The calibration of a model folder, without its weights; None where it was saved without one.
+
+    Raises:
+        PrimaError: a file is missing or damaged.
+    """
+    if "calibration" not in read_bundle_config(folder).answers:
+        return None
+    found = _read_part(folder / "calibration.json", Calibration)
+    return found if isinstance(found, Calibration) else None
+
+
 def model_version(folder: Path) -> str:
     """What identifies a model: 16 hex digits of the SHA-256 over the names and contents of all files of its folder."""
     files = sorted(item for item in folder.rglob("*") if item.is_file() and not item.name.startswith("."))

@@ -80,6 +80,11 @@ class Calibration(StrictConfig):
         """Calibrated probabilities (N, C), float64, of logits or log-probabilities (N, C)."""
         return _softmax(np.asarray(logits, dtype=np.float64) / self.temperature)
 
+    def undone(self, probabilities: Matrix) -> Matrix:
+        """The model's own probabilities (N, C) of calibrated ones, softmax(z / T): p^T, normalised."""
+        with np.errstate(divide="ignore"):
+            return _softmax(self.temperature * np.log(np.asarray(probabilities, dtype=np.float64)))
+
     def sets(self, probabilities: Matrix) -> NDArray[np.bool_]:
         """(N, C): the classes of each exam's prediction set."""
         if self.set_threshold is None:

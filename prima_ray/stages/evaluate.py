@@ -1,88 +1,122 @@
 """Evaluate: a run's test fold beside the metadata-only baselines, as `report.html` and `metrics.json`.
 
-`metrics.json` holds (shares of 1, null where a figure is not defined):
+`metrics.json` holds (shares of 1, null where a figure is not defined; an interval is value, low, high):
 
     run, stage, model            what was scored; `model` is its name among the models below
     fold, num_folds, split       the test fold, and what the folds are grouped by
     shards_hash, classes         the data, and the order of the classes
     unvetted                     true where the run, or one before it, used entries of a corpus that nobody has vetted
     level, num_resamples         of the intervals: percentiles over resamples of the patients
+    config                       the evaluation's own keys, resolved
     baselines                    name -> what it reads
     sets.all|complete|masked     num_exams, num_patients,
-                                 models: name -> macro_f1|accuracy|balanced_accuracy|auroc -> value, low, high
+                                 models: name -> macro_f1|accuracy|balanced_accuracy|auroc -> interval
                                  differences: baseline -> the same figures, ours minus it, paired
+                                 verdicts: baseline -> figure -> better|not distinguishable|worse|too few
                                  per_class: name -> [class, precision, recall, f1, auroc, num_exams]
                                  confusion: ours, true class by row
+                                 operating: see `evaluation.evidence.operating_evidence`; null without such classes
     per_photo                    the same for single photos (num_exams counts them); null where no exam has two
-    per_class, confusion         of ours, on all exams
+    per_class, confusion         of ours, on all exams; per_class with `intervals`
+    positive                     the classes that `operating` holds against the rest
+    calibration                  see `evaluation.evidence.calibration_evidence`, of all exams
+    subgroups                    see `evaluation.subgroups.subgroup_evidence`, of all exams
+    robustness                   see `evaluation.robustness.robustness_evidence`; null where it was not asked for
+    external                     see `stages.external`; null on the run's own data
 
 `complete` and `masked` are there where the data set declares blocks that go missing together.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import math
-import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
+from pydantic import Field
 
-from prima_ray.base import PrimaError, is_uri, read_json, write_atomic, write_json
-from prima_ray.config import read_yaml
-from prima_ray.data.fetched import local_copy
-from prima_ray.data.plan import ExamIndex, Roles, split_roles
-from prima_ray.data.schema import join
+from prima_ray.base import PrimaError, StrictConfig, is_uri, write_atomic, write_json
+from prima_ray.data.reader import Rows
+from prima_ray.data.schema import join, read_manifest
 from prima_ray.data.storage import Folder, WorkingCopy
-from prima_ray.evaluation.baselines import metadata_baselines
-from prima_ray.evaluation.metrics import HEADLINE, confusion, headline, per_class
-from prima_ray.evaluation.plots import confusion_plot, per_class_plot, training_plot
-from prima_ray.evaluation.report import Report, Table, render, text_table
-from prima_ray.evaluation.statistics import LEVEL, Interval, bootstrap, paired_differences
+from prima_ray.data.views import fill_color
+from prima_ray.evaluation.evidence import calibration_evidence
+from prima_ray.evaluation.operating import SPECIFICITIES, positive_classes
+from prima_ray.evaluation.report import render, text_table
+from prima_ray.evaluation.robustness import (
+    AS_THEY_ARE,
+    RobustnessConfig,
+    alterations,
+    altered,
+    robustness_evidence,
+)
+from prima_ray.evaluation.selective import COVERAGES
+from prima_ray.evaluation.statistics import LEVEL
+from prima_ray.evaluation.subgroups import SubgroupsConfig, find_subgroups, subgroup_evidence
 from prima_ray.inference.predictor import Predictor
-from prima_ray.stages.row_sets import RowSet, photo_set, row_sets
-from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
+from prima_ray.stages.evaluate_report import build_report, read_baselines
+from prima_ray.stages.external import ExternalTest, external_set, open_external
+from prima_ray.stages.report_folder import ReportKind, check_report_folder, foreign_file
+from prima_ray.stages.row_sets import Load, RowSet, photo_set, read_predictions, row_sets, shard_tables
+from prima_ray.stages.scoring import (
+    ScoredSet,
+    Scoring,
+    class_intervals,
+    plain_set,
+    score_set,
+    verdict_sentences,
+)
+from prima_ray.stages.tested_run import TestedRun, open_tested, read_diagnosing
 
 _log = logging.getLogger(__name__)
-_FEW_EXAMS = 10
-_MEND = "Copy the run again, or train it again."
-_MEND_OUT = "Name a new folder, or the one of an earlier report."
+REPORT = ReportKind("evaluate", frozenset({"shards_hash", "sets"}))
+_Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class EvaluateConfig(StrictConfig):
+    """What an evaluation looks at."""
+
+    num_resamples: int = Field(default=1000, ge=1)
+    """Bootstrap resamples of the patients."""
+    seed: int = 0
+    """Of the resamples."""
+    positive: tuple[str, ...] | None = None
+    """Classes that are held against the rest; None: those that the data set declares malignant."""
+    specificities: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = SPECIFICITIES
+    """At which the sensitivity is told."""
+    coverages: tuple[_Share, ...] = COVERAGES
+    """Shares of the exams, the surest first, of which the accuracy is told."""
+    subgroups: SubgroupsConfig = SubgroupsConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A finished run that diagnoses, and the data it was trained on."""
+class _Subject:
+    """What is scored, and how to ask about it."""
 
-    address: str
-    """As the user named it."""
-    path: Path
-    """A local copy of it, where it lies on an object store."""
-    record: Mapping[str, Any]
-    config: Mapping[str, Any]
-    index: ExamIndex
-    roles: Roles
-    """Exams with a diagnosis."""
-    model: str
-    """The name of ours in the tables."""
+    run: TestedRun
+    test: ExternalTest | None
+    """None: the run's own test fold."""
+    load: Load
+    config: EvaluateConfig
 
+    @property
+    def tables(self) -> Callable[[Rows], Iterator[pa.Table]]:
+        return self.test.tables if self.test else partial(shard_tables, self.run.index)
 
-@dataclass(frozen=True)
-class _Scored:
-    """A set of exams with its figures."""
-
-    rows: RowSet
-    table: Table
-    differences: Mapping[str, Mapping[str, Interval]]
-    """Baseline -> ours minus it."""
-    per_class: Mapping[str, list[dict[str, Any]]]
-    confusion: np.ndarray[Any, np.dtype[np.int64]]
+    @property
+    def others(self) -> list[dict[str, str]]:
+        """Attributes of the exams that the run learned from; none where they are not at hand."""
+        if self.test:
+            return self.test.own.attribute_rows(self.test.learned) if self.test.own is not None else []
+        roles = self.run.roles
+        return self.run.index.attribute_rows(np.sort(np.concatenate([roles.train, roles.val])))
 
 
 def run_evaluate(
@@ -90,167 +124,158 @@ def run_evaluate(
     *,
     out: str | None = None,
     shards: str | None = None,
-    num_resamples: int = 1000,
+    mapping: str | None = None,
+    config: EvaluateConfig | None = None,
     notes: Sequence[str] = (),
 ) -> Path | str:
     """Score a run of finetune or fuse; returns the folder, or its address, of `report.html` and `metrics.json`.
 
     Args:
-        out: default `RUN/evaluation`.
-        shards: where the run's shards are now; default where they were.
-        num_resamples: bootstrap resamples.
+        out: default `RUN/evaluation`, with ``mapping`` `RUN/evaluation-<data set>`.
+        shards: where the run's shards are now, default where they were; with ``mapping`` the other data set's.
+        mapping: a YAML by which another data set is read as the run's own, see `external`.
         notes: sentences that the page shows first.
 
     Raises:
         PrimaError: no finished run that diagnoses, a file of it is missing, its shards are gone or were replaced, it
-            holds nothing out (`fold: none`), or ``out`` holds something else than an earlier report.
+            holds nothing out (`fold: none`), a leak, a mapping that does not fit, or ``out`` holds something else than
+            an earlier report.
     """
-    address = out if out is not None else join(run_dir, "evaluation")
+    settings = config or EvaluateConfig()
+    if mapping is not None and shards is None:
+        raise PrimaError("--mapping says how another data set is read", mend="Name its shards: --shards FOLDER.")
+    address = out if out is not None else join(run_dir, _folder_name(shards if mapping else None))
     if not is_uri(address):
-        _evaluate(run_dir, Path(address), shards, num_resamples, notes)
+        check_report_folder(Path(address), REPORT, run=read_diagnosing(run_dir)[1])
+        _evaluate(_open(run_dir, shards, mapping, settings), Path(address), notes)
         return Path(address)
     with tempfile.TemporaryDirectory(prefix="prima-evaluate-") as aside:
         files = WorkingCopy(Path(aside) / "report", Folder.at(address))
         # An earlier report is overwritten, anything else is refused.
         foreign = sorted(set(files.store.files()) - {"report.html", "metrics.json"})
         if foreign:
-            raise PrimaError(
-                f"--out holds something that is no report of `prima evaluate`: {foreign[0]}",
-                where=address,
-                mend=_MEND_OUT,
-            )
+            raise foreign_file(foreign[0], REPORT, where=address)
         files.pull()
-        _evaluate(run_dir, files.local, shards, num_resamples, notes)
+        check_report_folder(files.local, REPORT, run=read_diagnosing(run_dir)[1])
+        _evaluate(_open(run_dir, shards, mapping, settings), files.local, notes)
         files.push()
     return address
 
 
-def _evaluate(run_dir: str, target: Path, shards: str | None, num_resamples: int, notes: Sequence[str]) -> None:
-    run = _open(run_dir, shards, target)
-    load = lru_cache(maxsize=1)(lambda: Predictor.load(run.path))
-    sets = row_sets(run.path, run.index, run.roles, model=run.model, load=load)
-    photos = photo_set(sets[0], run.index, model=run.model, load=load)
-    scored = [_score(item, run, num_resamples) for item in sets]
-    by_photo = _score(photos, run, num_resamples) if photos else None
+def _folder_name(other: str | None) -> str:
+    return "evaluation" if other is None else f"evaluation-{read_manifest(other).data_set.name}"
+
+
+def _open(run_dir: str, shards: str | None, mapping: str | None, config: EvaluateConfig) -> _Subject:
+    test = open_external(run_dir, shards, mapping) if mapping and shards else None
+    run = test.run if test else open_tested(run_dir, shards)
+    return _Subject(run, test, lru_cache(maxsize=1)(lambda: Predictor.load(run.path)), config)
+
+
+def _evaluate(subject: _Subject, target: Path, notes: Sequence[str]) -> None:
+    run, config = subject.run, subject.config
+    positive = positive_classes(run.index.manifest.data_set, config.positive)
+    # Wrong keys are told before the work.
+    groups = find_subgroups(
+        run.index.attribute_rows(run.roles.test), subject.others, run.index.manifest.data_set, config.subgroups
+    )
+    sets, photos = _row_sets(subject)
+    how = Scoring(
+        index=run.index,
+        model=run.model,
+        positive=positive,
+        specificities=config.specificities,
+        thresholds_from=_validation(subject),
+        num_resamples=config.num_resamples,
+        seed=config.seed,
+    )
+    scored = [score_set(item, how) for item in sets]
+    by_photo = score_set(photos, how) if photos else None
+    whole, patients = sets[0], list(run.index.patient_ids[sets[0].rows])
+    labels, again = run.index.labels[whole.rows], {"num_resamples": config.num_resamples, "seed": config.seed}
+    metrics = _metrics(subject, scored, by_photo, class_intervals(whole, how)) | {
+        "positive": [run.index.manifest.data_set.class_names[place] for place in positive],
+        "calibration": _calibration(subject, whole),
+        "subgroups": subgroup_evidence(
+            labels, whole.probabilities[run.model], patients, groups, min_exams=config.subgroups.min_exams, **again
+        ),
+        "robustness": _robustness(subject, whole) if config.robustness.enabled else None,
+    }
     everything = [*scored, by_photo] if by_photo else scored
-    write_atomic(target / "report.html", render(_report(run, everything, notes)))
+    write_atomic(target / "report.html", render(build_report(run, everything, metrics, notes)))
     # Last: whoever finds the figures finds the page.
-    write_json(target / "metrics.json", _metrics(run, scored, by_photo, num_resamples))
+    write_json(target / "metrics.json", metrics)
     for item in everything:
         _log.info("%s\n", text_table(item.table))
-    for sentence in _verdicts(everything):
+    for sentence in verdict_sentences(everything):
         _log.info("%s", sentence)
 
 
-def _check_out(target: Path, run: Path) -> None:
-    """The report gets a folder of its own; only an earlier report is overwritten."""
-    there = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        what = "is a file, not a folder" if there == target else "cannot be made (its folder is a file)"
-        raise PrimaError(f"--out {what}", where=target, mend=_MEND_OUT)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PrimaError("--out cannot be written (Permission denied)", where=target, mend=_MEND_OUT)
-    if there != target:
-        return
-    if target.resolve() == run.resolve():
-        raise PrimaError("--out is the run itself, whose metrics.json is another", where=target, mend=_MEND_OUT)
-    foreign = sorted(item.name for item in target.iterdir() if not _is_ours(item))
-    if foreign:
-        raise PrimaError(
-            f"--out holds something that is no report of `prima evaluate`: {foreign[0]}", where=target, mend=_MEND_OUT
-        )
+def _row_sets(subject: _Subject) -> tuple[list[RowSet], RowSet | None]:
+    run, load = subject.run, subject.load
+    if subject.test:
+        return [external_set(subject.test, load)], None
+    sets = row_sets(run.path, run.index, run.roles, model=run.model, load=load)
+    return sets, photo_set(sets[0], run.index, model=run.model, load=load)
 
 
-def _is_ours(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    if file.name == "metrics.json":
-        found: Any = None
-        with contextlib.suppress(PrimaError):
-            found = read_json(file)
-        return isinstance(found, dict) and {"shards_hash", "sets"} <= set(found)
-    if file.name == "report.html":
-        return b"prima evaluate" in file.read_bytes()
-    # What a kill leaves of `write_atomic`.
-    return file.name.startswith((".metrics.json.", ".report.html."))
+def _validation(subject: _Subject) -> tuple[Any, Any] | None:
+    """Labels and probabilities of the validation fold; None where there is none, or its data are not at hand."""
+    run, test = subject.run, subject.test
+    index = test.own if test else run.index
+    if index is None:
+        return None
+    rows = test.validated if test else run.roles.val
+    return (index.labels[rows], read_predictions(run.path, index, rows)) if len(rows) else None
 
 
-def _open(address: str, shards: str | None, target: Path) -> _Run:
-    record, path = read_record(address), local_copy(address)
-    if record["stage"] not in ("finetune", "fuse"):
-        raise PrimaError(
-            f"a run of {record['stage']} does not diagnose", where=path, mend="Name a run of `prima fuse`."
-        )
-    _check_out(target, path)
-    check_outputs(path, record)
-    config = read_yaml(path / CONFIG)
-    absent = [key for key in ("fold", "val_fold", "split") if key not in config]
-    if absent:
-        raise PrimaError(f"damaged: it has no key {absent[0]!r}", where=path / CONFIG)
-    if config["fold"] == "none":
-        raise PrimaError(
-            "this run trained on every fold (fold: none): no exam is held out to score it on",
-            where=path,
-            mend="Score a run of the same config with a test fold; the data it saw says nothing about new patients.",
-        )
-    if "shards" not in record["inputs"]:
-        raise PrimaError("damaged: its inputs do not name the shards", where=path / RECORD, mend=_MEND)
-    parent = record["inputs"]["shards"]
-    index = _read_shards(shards or parent["path"], parent["hash"], moved=shards is None)
-    roles = split_roles(index, fold=config["fold"], val_fold=config["val_fold"], split=config["split"])
-    roles = Roles(*(rows[index.labels[rows] >= 0] for rows in (roles.train, roles.val, roles.test)))
-    if not len(roles.test):
-        raise PrimaError(f"no exam of the test fold {config['fold']} has a diagnosis", where=index.shards)
-    model = "PRIMA (photos and attributes)" if record["stage"] == "fuse" else "photos alone"
-    return _Run(address, path, record, config, index, roles, model)
-
-
-def _read_shards(shards: str, wanted: str, *, moved: bool) -> ExamIndex:
-    try:
-        index = ExamIndex.read(shards)
-    except PrimaError as error:
-        if moved and not Path(shards).exists() and "://" not in shards:
-            raise PrimaError(
-                "the run's shards are no longer here", where=shards, mend="Say where they are: --shards FOLDER."
-            ) from None
-        raise error
-    if index.manifest.content_hash != wanted:
-        raise PrimaError(
-            f"these are not the shards that the run was trained on: content hash {index.manifest.content_hash[:12]}, "
-            f"the run's record says {wanted[:12]}",
-            where=shards,
-            mend="Their folds may differ, so test exams may have been trained on. Name the right ones with --shards.",
-        )
-    return index
-
-
-def _score(item: RowSet, run: _Run, num_resamples: int) -> _Scored:
-    labels, patients = run.index.labels[item.rows], list(run.index.patient_ids[item.rows])
-    scores = bootstrap(headline, labels, item.probabilities, patients, num_resamples=num_resamples)
-    names = run.index.manifest.data_set.class_names
-    return _Scored(
-        rows=item,
-        table=Table(
-            title=item.title,
-            note=item.note,
-            unit="photos" if item.name == "photos" else "exams",
-            num_exams=len(labels),
-            num_patients=len(set(patients)),
-            rows={name: found.intervals() for name, found in scores.items()},
+def _calibration(subject: _Subject, whole: RowSet) -> dict[str, Any]:
+    run, config, known = subject.run, subject.config, subject.run.calibration
+    return {
+        "temperature": known.temperature,
+        "notes": list(known.notes),
+        **calibration_evidence(
+            run.index.labels[whole.rows],
+            whole.probabilities,
+            known.undone(whole.probabilities[run.model]),
+            known.sets,
+            list(run.index.patient_ids[whole.rows]),
+            class_names=run.index.manifest.data_set.class_names,
+            asked_coverage=known.coverage,
+            coverages=config.coverages,
+            num_resamples=config.num_resamples,
+            seed=config.seed,
         ),
-        differences={
-            name: paired_differences(scores[run.model], found) for name, found in scores.items() if name != run.model
-        },
-        per_class={name: per_class(labels, found, names) for name, found in item.probabilities.items()},
-        confusion=confusion(labels, item.probabilities[run.model]),
+    }
+
+
+def _robustness(subject: _Subject, whole: RowSet) -> dict[str, Any]:
+    run, config, predictor = subject.run, subject.config, subject.load()
+    wanted = alterations(
+        config.robustness,
+        reads_attributes=predictor.uses_attributes,
+        recorded=subject.others,
+        mean_color=fill_color(predictor.config.views),
+    )
+    conditions = {AS_THEY_ARE: whole.probabilities[run.model]}
+    for item in wanted:
+        _log.info("robustness: %s", item.title)
+        conditions[item.name] = predictor.predict_tables(altered(subject.tables(whole.rows), item))
+    return robustness_evidence(
+        run.index.labels[whole.rows],
+        conditions,
+        list(run.index.patient_ids[whole.rows]),
+        titles={item.name: item.title for item in wanted},
+        min_confidence=run.calibration.min_confidence,
+        num_resamples=config.num_resamples,
+        seed=config.seed,
     )
 
 
-# ---------------------------------------------------------------------------------------------------- what is written
-
-
-def _metrics(run: _Run, scored: Sequence[_Scored], by_photo: _Scored | None, num_resamples: int) -> dict[str, Any]:
-    manifest = run.index.manifest
+def _metrics(
+    subject: _Subject, scored: Sequence[ScoredSet], by_photo: ScoredSet | None, classes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    run, manifest = subject.run, subject.run.index.manifest
     return {
         "run": run.address,
         "stage": run.record["stage"],
@@ -260,141 +285,14 @@ def _metrics(run: _Run, scored: Sequence[_Scored], by_photo: _Scored | None, num
         "split": run.config["split"],
         "shards_hash": manifest.content_hash,
         "classes": list(manifest.data_set.class_names),
-        "unvetted": _is_unvetted(run),
+        "unvetted": run.unvetted,
         "level": LEVEL,
-        "num_resamples": num_resamples,
-        "baselines": _baselines(run),
-        "sets": {item.rows.name: _plain(item) for item in scored},
-        "per_photo": _plain(by_photo) if by_photo else None,
-        "per_class": scored[0].per_class[run.model],
+        "num_resamples": subject.config.num_resamples,
+        "config": subject.config.model_dump(mode="json"),
+        "baselines": read_baselines(run, scored[0]),
+        "sets": {item.rows.name: plain_set(item) for item in scored},
+        "per_photo": plain_set(by_photo) if by_photo else None,
+        "per_class": classes,
         "confusion": scored[0].confusion.tolist(),
+        "external": subject.test.record if subject.test else None,
     }
-
-
-def _plain(item: _Scored) -> dict[str, Any]:
-    def plain(models: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
-        return {name: {key: asdict(value) for key, value in figures.items()} for name, figures in models.items()}
-
-    return {
-        "num_exams": item.table.num_exams,
-        "num_patients": item.table.num_patients,
-        "models": plain(item.table.rows),
-        "differences": plain(item.differences),
-        "per_class": item.per_class,
-        "confusion": item.confusion.tolist(),
-    }
-
-
-def _report(run: _Run, scored: Sequence[_Scored], notes: Sequence[str]) -> Report:
-    data_set = run.index.manifest.data_set
-    whole = scored[0]
-    pictures = {
-        "Confusion matrix of the test fold: counts, shaded by the share of the true class.": confusion_plot(
-            whole.confusion, data_set.class_names
-        ),
-        "F1 by class, beside the baselines.": per_class_plot(whole.per_class),
-    }
-    steps = _steps(run.path)
-    if steps:
-        pictures["Training loss, step by step."] = training_plot(steps)
-    return Report(
-        title=f"{data_set.title or data_set.name}: {run.model}",
-        subtitle=f"Test fold {run.config['fold']} of {run.index.manifest.num_folds} (0 to "
-        f"{run.index.manifest.num_folds - 1}), grouped by {run.config['split']}; one model, trained once.",
-        verdict=[*notes, *_verdicts(scored)],
-        warnings=_warnings(run, scored),
-        tables=[item.table for item in scored],
-        baselines=_baselines(run),
-        per_class=whole.per_class[run.model],
-        phrases={item.name: item.phrase for item in data_set.classes},
-        pictures=pictures,
-        facts=_facts(run),
-        commands=[
-            f"prima {run.record['stage']} {run.address}/config.yaml --set out=NEW_FOLDER",
-            "prima evaluate NEW_FOLDER",
-        ],
-    )
-
-
-def _baselines(run: _Run) -> dict[str, str]:
-    return {item.title: item.inputs for item in metadata_baselines(run.index.manifest.data_set)}
-
-
-def _verdicts(scored: Sequence[_Scored]) -> list[str]:
-    """A sentence a set of exams, on macro F1 against the strongest baseline there."""
-    found = [_verdict(item) for item in scored if item.rows.name != "photos" and item.differences]
-    return found or ["There is no metadata-only baseline to compare with."]
-
-
-def _verdict(item: _Scored) -> str:
-    if not item.table.num_exams:
-        return f"{item.table.title}: there are none in the test fold."
-    best = max(item.differences, key=lambda name: item.table.rows[name]["macro_f1"].value)
-    gap = item.differences[best]["macro_f1"]
-    word = "better than" if gap.low > 0 else "worse than" if gap.high < 0 else "not distinguishable from"
-    interval = f", 95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}" if math.isfinite(gap.low) else ""
-    return (
-        f"{item.table.title}: macro F1 is {word} the strongest metadata-only baseline ({best}). Difference "
-        f"{100 * gap.value:+.1f} points{interval}, paired over patients."
-    )
-
-
-def _warnings(run: _Run, scored: Sequence[_Scored]) -> list[str]:
-    """What a reader must know before believing a figure."""
-    found = []
-    if _is_unvetted(run):
-        found.append(
-            "Unvetted: this run, or one that it builds on, used entries of a risk corpus that nobody has vetted. Its "
-            "figures are those of an experiment."
-        )
-    rows = scored[0].per_class[run.model]
-    absent = [row["class"] for row in rows if not row["num_exams"]]
-    few = [f"{row['class']} ({row['num_exams']})" for row in rows if 0 < row["num_exams"] < _FEW_EXAMS]
-    if absent:
-        found.append(f"The test fold has no exam of {', '.join(absent)}: averages run over the other classes.")
-    if few:
-        found.append(f"The test fold has very few exams of {', '.join(few)}: macro averages hang on each of them.")
-    if any(item.table.num_patients == 1 for item in scored):
-        found.append("All exams are of one patient: there is nothing to draw intervals from.")
-    return found
-
-
-def _is_unvetted(run: _Run) -> bool:
-    # Runs of before there were corpora do not say.
-    return bool(run.record.get("unvetted", False))
-
-
-def _facts(run: _Run) -> dict[str, str]:
-    data_set, record, manifest = run.index.manifest.data_set, run.record, run.index.manifest
-    metrics = read_json(run.path / "metrics.json")
-    if not isinstance(metrics, dict):
-        raise PrimaError("damaged: holds no object", where=run.path / "metrics.json", mend=_MEND)
-    chosen = "by the validation fold" if len(run.roles.val) else "the last, there was no validation fold"
-    return {
-        "data": f"{data_set.title or data_set.name} ({data_set.license or 'licence not stated'}), "
-        f"{manifest.num_exams} exams, {manifest.num_images} photos",
-        "exams": f"{len(run.roles.train)} trained, {len(run.roles.val)} validated, {len(run.roles.test)} are tested",
-        "classes": ", ".join(f"{item.name}: {item.phrase}" for item in data_set.classes),
-        "attributes": ", ".join(data_set.attribute_names) or "none",
-        "chosen checkpoint": f"step {metrics.get('best_step')}, {chosen}",
-        "seed": str(record["seed"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "commit": str(record["git_commit"] or "not a checkout"),
-        "figures": ", ".join(HEADLINE.values()) + " (macro, one class against the rest); averages over the classes "
-        "that occur",
-        **({"citation": data_set.citation} if data_set.citation else {}),
-    }
-
-
-def _steps(run: Path) -> list[dict[str, Any]]:
-    path = run / "steps.jsonl"
-    if not path.exists():
-        return []
-    try:
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise PrimaError(f"not valid JSON ({error})", where=path) from None
-    for number, step in enumerate(steps, start=1):
-        if not isinstance(step, dict) or not all(isinstance(step.get(key), int | float) for key in ("step", "loss")):
-            raise PrimaError(f"damaged: line {number} is not a step with its loss", where=path, mend=_MEND)
-    return steps

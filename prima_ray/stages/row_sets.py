@@ -72,7 +72,7 @@ def row_sets(run: Path, index: ExamIndex, roles: Roles, *, model: str, load: Loa
     hidden = mask_blocks(asked, data_set)
     ours = whole.probabilities[model]
     if predictor.uses_attributes:
-        ours = predictor.predict_tables(_tables(index, test), masked=sorted(data_set.block_attributes))
+        ours = predictor.predict_tables(shard_tables(index, test), masked=sorted(data_set.block_attributes))
     masked = RowSet(
         "masked",
         "All exams, blocks masked for everybody",
@@ -90,7 +90,7 @@ def photo_set(whole: RowSet, index: ExamIndex, *, model: str, load: Load) -> Row
     if counts.max(initial=0) < 2:
         return None
     place = np.repeat(np.arange(len(whole.rows)), counts)
-    ours = load().predict_tables(_single_photos(table) for table in _tables(index, whole.rows))
+    ours = load().predict_tables(_single_photos(table) for table in shard_tables(index, whole.rows))
     return RowSet(
         "photos",
         "Photo by photo",
@@ -128,7 +128,8 @@ def read_predictions(run: Path, index: ExamIndex, rows: Rows) -> Probabilities:
     return values
 
 
-def _tables(index: ExamIndex, rows: Rows, size: int = 32) -> Iterator[pa.Table]:
+def shard_tables(index: ExamIndex, rows: Rows, size: int = 32) -> Iterator[pa.Table]:
+    """Rows of a shard folder, with the columns of the shard schema, some at a time."""
     reader = RowReader(index.shards, index.manifest, columns=_COLUMNS)
     for start in range(0, len(rows), size):
         yield reader.read(rows[start : start + size], 0)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from prima_ray.evaluation.reliability import brier, expected_calibration_error, nll, reliability, set_figures
+from prima_ray.evaluation.reliability import (
+    brier,
+    expected_calibration_error,
+    nll,
+    reliability,
+    reliability_bins,
+    set_figures,
+)
 
 LABELS = np.array([0, 1, 1, 2])
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.5, 0.3, 0.2], [0.25, 0.25, 0.5]])
@@ -39,3 +46,17 @@ def test_what_sets_hold() -> None:
     assert (found["coverage"], found["mean_set_size"], found["single_share"]) == (0.75, 1.75, 0.5)
     assert found["coverage_by_class"][:2] == [1.0, 0.5]
     assert math.isnan(found["coverage_by_class"][2])
+    assert found["set_size_by_class"][:2] == [2.0, 1.5]
+    assert math.isnan(found["set_size_by_class"][2])
+
+
+def test_a_diagram_holds_what_the_error_is_made_of() -> None:
+    rng = np.random.default_rng(1)
+    probabilities = rng.dirichlet(np.ones(4), size=300)
+    labels = rng.integers(0, 4, 300)
+    bins = reliability_bins(labels, probabilities, num_bins=15)
+    assert sum(item["num_exams"] for item in bins) == 300
+    gap = sum(item["num_exams"] * abs(item["accuracy"] - item["confidence"]) for item in bins) / 300
+    assert gap == pytest.approx(expected_calibration_error(labels, probabilities, num_bins=15))
+    assert all(item["low"] < item["confidence"] <= item["high"] for item in bins)
+    assert reliability_bins(labels[:0], probabilities[:0]) == []

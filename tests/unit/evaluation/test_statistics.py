@@ -5,10 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from prima_ray.evaluation.metrics import headline
-from prima_ray.evaluation.statistics import bootstrap, mean_sd, paired_differences, resample_patients
+from prima_ray.evaluation.metrics import headline, headline_draws
+from prima_ray.evaluation.statistics import (
+    Interval,
+    bootstrap,
+    mean_sd,
+    paired_differences,
+    resample_patients,
+    resample_weights,
+    resampled,
+    verdict,
+)
 
 
+@resampled
 def share_right(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(np.mean(probabilities.argmax(axis=1) == labels))}
 
@@ -85,11 +95,11 @@ def test_differences_are_paired() -> None:
 
 
 def test_one_patient_gives_a_figure_and_no_interval() -> None:
-    found = bootstrap(headline, np.array([0, 1]), {"m": np.eye(2)}, ["a", "a"])["m"].intervals()
+    found = bootstrap(headline_draws, np.array([0, 1]), {"m": np.eye(2)}, ["a", "a"])["m"].intervals()
     assert found["accuracy"].value == 1
     assert math.isnan(found["accuracy"].low)
     assert math.isnan(found["accuracy"].high)
-    none = bootstrap(headline, np.empty(0, dtype=np.int64), {"m": np.empty((0, 2))}, [])["m"]
+    none = bootstrap(headline_draws, np.empty(0, dtype=np.int64), {"m": np.empty((0, 2))}, [])["m"]
     assert math.isnan(none.intervals()["accuracy"].value)
     assert math.isnan(paired_differences(none, none)["auroc"].low)
 
@@ -98,7 +108,7 @@ def test_resamples_where_a_figure_is_not_defined_are_left_out() -> None:
     """With one exam of a class, a third of the resamples lack it and have no AUROC."""
     labels = np.array([0, 1, 1])
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
-    found = bootstrap(headline, labels, {"m": probabilities}, ["a", "b", "c"])["m"]
+    found = bootstrap(headline_draws, labels, {"m": probabilities}, ["a", "b", "c"])["m"]
     undefined = np.isnan(found.draws["auroc"])
     assert 0.2 < undefined.mean() < 0.5
     assert found.intervals()["auroc"].low == 1
@@ -109,3 +119,75 @@ def test_mean_and_sample_standard_deviation() -> None:
     mean, deviation = mean_sd([0.5])
     assert mean == 0.5
     assert math.isnan(deviation)
+
+
+def toy(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labels of four classes, probabilities with ties that know something of them, patients of one to three exams."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, count)
+    probabilities = rng.dirichlet(np.ones(4), count) + 0.6 * np.eye(4)[labels]
+    probabilities = np.round(probabilities / probabilities.sum(axis=1, keepdims=True), 2)
+    return labels, probabilities, [f"p{number}" for number in np.sort(rng.integers(0, count // 2, count))]
+
+
+def test_weights_are_the_same_resamples() -> None:
+    patients = ["a", "b", "a", "c", "b", "a"]
+    rows = resample_patients(patients, num_resamples=50, seed=4)
+    weights = np.concatenate(list(resample_weights(patients, num_resamples=50, seed=4)))
+    assert weights.tolist() == [np.bincount(item, minlength=6).tolist() for item in rows]
+
+
+def test_figures_at_once_are_the_figures_one_by_one() -> None:
+    labels, probabilities, patients = toy(0)
+    fast = bootstrap(headline_draws, labels, {"m": probabilities}, patients, num_resamples=40)["m"]
+    slow = bootstrap(resampled(headline), labels, {"m": probabilities}, patients, num_resamples=40)["m"]
+    for name, draws in slow.draws.items():
+        assert fast.draws[name] == pytest.approx(draws, abs=1e-12)
+        assert fast.values[name] == pytest.approx(slow.values[name])
+
+
+def test_folds_are_scored_each_by_itself() -> None:
+    """Mean over folds; patients drawn from all of them, on the same resamples for every model."""
+    labels, probabilities, patients = toy(1)
+    folds = np.array([int(name[1:]) % 3 for name in patients])
+    models = {"one": probabilities, "other": np.roll(probabilities, 1, axis=0)}
+    found = bootstrap(headline_draws, labels, models, patients, folds=folds, num_resamples=30, seed=2)
+    by_hand = [headline(labels[folds == fold], probabilities[folds == fold])["macro_f1"] for fold in range(3)]
+    assert found["one"].by_fold["macro_f1"] == pytest.approx(by_hand)
+    assert found["one"].values["macro_f1"] == pytest.approx(np.mean(by_hand))
+    rows = resample_patients(patients, num_resamples=30, seed=2)[7]
+    drawn = [rows[folds[rows] == fold] for fold in range(3)]
+    for name, given in models.items():
+        wanted = np.mean([headline(labels[part], given[part])["macro_f1"] for part in drawn])
+        assert found[name].draws["macro_f1"][7] == pytest.approx(wanted)
+    whole = bootstrap(headline_draws, labels, models, patients, folds=np.zeros(60, int), num_resamples=30, seed=2)
+    plain = bootstrap(headline_draws, labels, models, patients, num_resamples=30, seed=2)
+    assert whole["one"].draws["auroc"] == pytest.approx(plain["one"].draws["auroc"])
+    assert plain["one"].by_fold == {}
+
+
+@pytest.mark.parametrize(
+    ("gap", "word", "of_a_loss"),
+    [
+        (Interval(0.1, 0.02, 0.2), "better", "worse"),
+        (Interval(-0.1, -0.2, -0.02), "worse", "better"),
+        (Interval(0.1, 0.0, 0.2), "not distinguishable", "not distinguishable"),
+        (Interval(0.1, math.nan, math.nan), "too few", "too few"),
+    ],
+)
+def test_a_verdict_is_the_interval_in_a_word(gap: Interval, word: str, of_a_loss: str) -> None:
+    assert verdict(gap) == word
+    assert verdict(gap, lower_is_better=True) == of_a_loss
+
+
+def test_two_equal_models_are_rarely_told_apart() -> None:
+    """Of 95 % intervals about one in twenty misses the truth, which is that there is no difference."""
+    told = 0
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        right = rng.random((2, 80)) < 0.7
+        models = {"one": answers(right[0]), "other": answers(right[1])}
+        patients = [str(number // 2) for number in range(80)]
+        found = bootstrap(headline_draws, np.zeros(80, int), models, patients, num_resamples=200, seed=trial)
+        told += verdict(paired_differences(found["one"], found["other"])["accuracy"]) != "not distinguishable"
+    assert told <= 12

@@ -148,3 +148,12 @@ def test_what_it_was_worth() -> None:
     assert found["sets"]["coverage"] == pytest.approx(0.9, abs=0.03)
     assert found["answered"]["share"] == pytest.approx(0.8, abs=0.03)
     assert found["answered"]["accuracy"] > found["answered"]["accuracy_of_all"]
+
+
+def test_a_temperature_can_be_undone() -> None:
+    rng = np.random.default_rng(2)
+    logits = 5 * rng.normal(size=(40, 4))
+    mine = Calibration.none().model_copy(update={"temperature": 1.7})
+    assert mine.undone(mine.probabilities(logits)) == pytest.approx(Calibration.none().probabilities(logits))
+    sure = np.array([[1.0, 0.0], [0.5, 0.5]])
+    assert mine.undone(sure) == pytest.approx(sure)

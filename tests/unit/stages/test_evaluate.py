@@ -15,16 +15,20 @@ from sklearn import metrics as sk
 
 from prima_ray.base import PrimaError, hash_file, read_json, write_json
 from prima_ray.cli import main
+from prima_ray.config import load_config
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.data.schema import MANIFEST, read_manifest
 from prima_ray.evaluation.baselines import metadata_baselines
+from prima_ray.evaluation.operating import positive_classes
+from prima_ray.evaluation.subgroups import find_subgroups
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages import evaluate
 from prima_ray.stages import row_sets as row_sets_module
-from prima_ray.stages.evaluate import run_evaluate
+from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
+from prima_ray.stages.ingest import IngestConfig
 from prima_ray.stages.row_sets import photo_set, row_sets
-from tests.conftest import train_tiny
+from tests.conftest import describe_file, train_tiny
 
 OURS = "PRIMA (photos and attributes)"
 
@@ -37,7 +41,7 @@ def run(tiny_fuse: Path, tmp_path: Path) -> Path:
 
 def test_figures_of_a_moved_run(run: Path, labelled_shards: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "prima_ray")
-    assert run_evaluate(str(run), num_resamples=50) == run / "evaluation"
+    assert run_evaluate(str(run), config=EvaluateConfig(num_resamples=50)) == run / "evaluation"
     found = json.loads((run / "evaluation" / "metrics.json").read_text())
     index = ExamIndex.read(labelled_shards)
     test = np.flatnonzero((index.patient_fold == 0) & (index.labels >= 0))
@@ -73,6 +77,125 @@ def test_figures_of_a_moved_run(run: Path, labelled_shards: str, caplog: pytest.
     assert "Test fold 0 of 4" in html
     assert "photos and attributes" in html
     assert "All exams: 10 exams of 5 patients" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def evidence(tiny_fuse: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """`metrics.json` and the page of an evaluation with everything in it."""
+    config = EvaluateConfig.model_validate(
+        {
+            "num_resamples": 20,
+            "positive": ["BCC", "SEK"],
+            "coverages": [0.5, 1.0],
+            "subgroups": {"attributes": ["itch", "age"], "bands": {"age": [30]}, "min_exams": 4},
+            "robustness": {"enabled": True, "drop_rates": [0.5], "blur": [], "darken": [0.25], "crop": [], "jpeg": []},
+        }
+    )
+    target = run_evaluate(str(tiny_fuse), out=str(tmp_path_factory.mktemp("evidence") / "report"), config=config)
+    return read_json(Path(target) / "metrics.json"), (Path(target) / "report.html").read_text()
+
+
+def test_a_group_of_classes_against_the_rest(evidence: tuple[dict[str, Any], str], tiny_fuse: Path) -> None:
+    found, html = evidence
+    rows = [row for row in pq.read_table(tiny_fuse / "predictions.parquet").to_pylist() if row["label"]]
+    test, val = ([row for row in rows if row["fold"] == fold] for fold in (0, 1))
+    truth, scores = [row["label"] != "NEV" for row in test], [row["prob_BCC"] + row["prob_SEK"] for row in test]
+    whole = found["sets"]["all"]["operating"]
+    assert (found["positive"], whole["num_positive"]) == (["BCC", "SEK"], sum(truth))
+    assert whole["models"][OURS]["auroc"]["value"] == pytest.approx(sk.roc_auc_score(truth, scores))
+    assert found["per_photo"]["operating"]["models"][OURS]["auroc"]["low"] is not None
+    # Of the validation fold, whose NEV are all below the threshold: there are fewer than ten of them.
+    limit = max(row["prob_BCC"] + row["prob_SEK"] for row in val if row["label"] == "NEV")
+    threshold = whole["thresholds"][0]
+    assert threshold["score"] == pytest.approx(limit)
+    caught = [score > limit for score, right in zip(scores, truth, strict=True) if right]
+    assert threshold["sensitivity"]["value"] == pytest.approx(np.mean(caught))
+    assert "BCC, SEK against the rest" in html
+
+
+def test_calibration_is_what_training_measured(evidence: tuple[dict[str, Any], str], tiny_fuse: Path) -> None:
+    """Training scored the logits; here the temperature is undone from what was written."""
+    found, html = evidence[0]["calibration"], evidence[1]
+    wanted = read_json(tiny_fuse / "metrics.json")["calibration"]["test"]
+    for model, moment in ((OURS, "after"), ("before the temperature", "before")):
+        for figure, value in wanted[moment].items():
+            assert found["figures"]["models"][model][figure]["value"] == pytest.approx(value)
+    assert found["sets"]["coverage"]["value"] == pytest.approx(wanted["sets"]["coverage"])
+    assert found["sets"]["mean_set_size"]["value"] == pytest.approx(wanted["sets"]["mean_set_size"])
+    accuracy = evidence[0]["sets"]["all"]["models"][OURS]["accuracy"]["value"]
+    assert found["figures"]["models"][OURS]["accuracy_at_1"]["value"] == pytest.approx(accuracy)
+    assert found["curve"]["risk"][-1] == pytest.approx(1 - accuracy)
+    assert "Can the probabilities be believed?" in html
+
+
+def test_subgroups_are_counted_and_small_ones_not_judged(
+    evidence: tuple[dict[str, Any], str], labelled_shards: str
+) -> None:
+    found, html = evidence
+    index = ExamIndex.read(labelled_shards)
+    rows = index.attribute_rows(np.flatnonzero((index.patient_fold == 0) & (index.labels >= 0)))
+    groups = {(item["attribute"], item["value"]): item for item in found["subgroups"]}
+    assert groups["itch", "yes"]["num_exams"] == sum(row["itch"] == "true" for row in rows)
+    assert groups["age", "below 30 years"]["num_exams"] == sum(float(row.get("age", 99)) < 30 for row in rows)
+    assert groups["metadata", "a block is missing"]["num_exams"] == sum("age" not in row for row in rows)
+    for item in found["subgroups"]:
+        assert (item["figures"] is None) == (item["num_exams"] < 4)
+    assert "too few" in html
+
+
+def test_exams_are_altered(evidence: tuple[dict[str, Any], str], tiny_fuse: Path, labelled_shards: str) -> None:
+    found, html = evidence
+    conditions = {item["name"]: item for item in found["robustness"]["conditions"]}
+    assert list(conditions) == ["as they are", "drop_0.5", "pattern", "no_attributes", "darken_0.25", "no_photos"]
+    whole = found["sets"]["all"]["models"][OURS]
+    assert conditions["as they are"]["figures"] == whole
+    index, roles = parts(tiny_fuse, labelled_shards)
+    tables = row_sets_module.shard_tables(index, roles.test)
+    names = index.manifest.data_set.attribute_names
+    bare = Predictor.load(tiny_fuse).predict_tables(tables, masked=names)
+    wanted = sk.accuracy_score(index.labels[roles.test], bare.argmax(axis=1))
+    assert conditions["no_attributes"]["figures"]["accuracy"]["value"] == pytest.approx(wanted)
+    assert "photos with 25% of their light" in html
+
+
+def test_a_planted_leak_is_caught(run: Path, labelled_shards: str, tmp_path: Path) -> None:
+    """A patient of the test fold has an exam in another fold as well."""
+    shards = Path(shutil.copytree(labelled_shards, tmp_path / "shards"))
+    table = pq.read_table(shards / "folds.parquet").to_pylist()
+    # Patients p000 and p004 are in fold 0, each with two exams.
+    for row in table:
+        if row["exam_id"] in ("e001", "e009"):
+            row["patient"] = 2
+    pq.write_table(pa.Table.from_pylist(table, pq.read_schema(shards / "folds.parquet")), shards / "folds.parquet")
+    manifest = read_json(shards / MANIFEST)
+    manifest["side_files"][0] |= describe_file(shards, "folds.parquet", len(table)).model_dump()
+    write_json(shards / MANIFEST, manifest)
+    assert message(on_other_shards(run, str(shards))) == (
+        f"{run}: a leak: 2 patients (p000, p004) among those that it is scored on and among those that it was trained "
+        "on\n  Its figures say nothing about new patients. Make the folds anew and train again."
+    )
+
+
+def test_the_shipped_config_fits_its_data_set() -> None:
+    folder = Path(__file__).parents[3] / "jobs/configs/pad_ufes_20"
+    config = load_config(EvaluateConfig, folder / "evaluate.yaml")
+    data_set = load_config(IngestConfig, folder / "ingest.yaml").data_set
+    rows = [{"age": "61", "fitspatrick": "2", "gender": "FEMALE"}, {"age": "39"}]
+    groups = find_subgroups(rows, [], data_set, config.subgroups)
+    found = {(item.attribute, item.value): item.members.tolist() for item in groups}
+    assert found["fitspatrick", "II"] == [True, False]
+    assert found["age", "below 40 years"] == [False, True]
+    assert found["metadata", "complete"] == [True, False]
+    names = data_set.class_names
+    assert [names[place] for place in positive_classes(data_set, config.positive)] == ["BCC", "MEL", "SCC"]
+
+
+def test_wrong_keys_are_told_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "row_sets", None)
+    wrong = EvaluateConfig.model_validate({"subgroups": {"attributes": ["regoin"]}})
+    said = "subgroups.attributes: toy has no attribute 'regoin'\n  Did you mean 'region'?"
+    assert message(run, config=wrong) == said
+    assert message(run, config=EvaluateConfig(positive=("MEL",))).startswith("positive: toy has no class 'MEL'")
 
 
 def parts(run: Path, shards: str) -> tuple[ExamIndex, Any]:
@@ -125,7 +248,7 @@ def test_photo_by_photo(tiny_fuse: Path, labelled_shards: str, monkeypatch: pyte
 
 
 def test_photos_alone_are_not_touched_by_the_mask(tiny_finetune: Path, tmp_path: Path) -> None:
-    target = run_evaluate(str(tiny_finetune), out=str(tmp_path / "report"), num_resamples=5)
+    target = run_evaluate(str(tiny_finetune), out=str(tmp_path / "report"), config=EvaluateConfig(num_resamples=5))
     assert target == tmp_path / "report"
     assert not (tiny_finetune / "evaluation").exists()
     found = read_json(target / "metrics.json")
@@ -170,7 +293,7 @@ def test_a_test_fold_without_a_class_and_without_labels(run: Path, labelled_shar
     test = np.flatnonzero(index.patient_fold == 0)
     gone = {int(row): None for row in test if index.labels[row] == 2}
     on_other_shards(run, relabelled(labelled_shards, tmp_path / "shards", gone))
-    found = read_json(run_evaluate(str(run), num_resamples=10) / "metrics.json")
+    found = read_json(run_evaluate(str(run), config=EvaluateConfig(num_resamples=10)) / "metrics.json")
     assert found["sets"]["all"]["num_exams"] == int(np.isin(index.labels[test], [0, 1]).sum())
     row = found["per_class"][2]
     assert (row["num_exams"], row["recall"], row["f1"], row["auroc"]) == (0, None, None, None)
@@ -187,7 +310,9 @@ def test_one_patient_of_one_class_and_no_attributes(run: Path, labelled_shards: 
     index = ExamIndex.read(labelled_shards)
     others = {int(row): None for row in np.flatnonzero(index.patient_fold == 0)[1:]}
     shards = relabelled(labelled_shards, tmp_path / "shards", others, attributes=[], blocks=[])
-    found = read_json(run_evaluate(str(on_other_shards(run, shards)), num_resamples=10) / "metrics.json")
+    found = read_json(
+        run_evaluate(str(on_other_shards(run, shards)), config=EvaluateConfig(num_resamples=10)) / "metrics.json"
+    )
     whole = found["sets"]["all"]
     assert (list(found["sets"]), found["baselines"], whole["num_exams"]) == (["all"], {}, 1)
     assert whole["models"][OURS]["accuracy"]["value"] in (0, 1)
@@ -240,7 +365,7 @@ def test_replaced_shards_are_told_and_moved_ones_found(run: Path, labelled_shard
     write_json(run / "run.json", record)
     assert message(run) == f"{gone}: the run's shards are no longer here\n  Say where they are: --shards FOLDER."
     assert message(run, shards=gone).startswith(f"{gone}: no finished shard folder here")
-    assert run_evaluate(str(run), shards=labelled_shards, num_resamples=2).is_dir()
+    assert run_evaluate(str(run), shards=labelled_shards, config=EvaluateConfig(num_resamples=2)).is_dir()
 
 
 def test_a_missing_file_is_named(run: Path) -> None:
@@ -295,7 +420,7 @@ def test_damaged_notes_of_the_training_are_told(run: Path) -> None:
     mend = "\n  Copy the run again, or train it again."
     with (run / "steps.jsonl").open("a") as file:
         file.write("[1]\n")
-    assert message(run, num_resamples=2).startswith(f"{run / 'steps.jsonl'}: damaged: line ")
+    assert message(run, config=EvaluateConfig(num_resamples=2)).startswith(f"{run / 'steps.jsonl'}: damaged: line ")
     record = read_json(run / "run.json")
     write_json(run / "run.json", {**record, "inputs": {}})
     assert message(run) == f"{run / 'run.json'}: damaged: its inputs do not name the shards{mend}"
@@ -328,7 +453,7 @@ def test_only_an_earlier_report_is_overwritten(
     assert (run / "metrics.json").read_bytes() == metrics
     assert [item.name for item in thesis.iterdir()] == ["metrics.json"]
     for out in (tmp_path / "new" / "report", tmp_path / "new" / "report"):
-        assert run_evaluate(str(run), out=str(out), num_resamples=2) == out
+        assert run_evaluate(str(run), out=str(out), config=EvaluateConfig(num_resamples=2)) == out
 
 
 def test_a_stage_that_does_not_diagnose_is_refused(run: Path) -> None:

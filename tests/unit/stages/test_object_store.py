@@ -17,7 +17,7 @@ from prima_ray.data.fetched import local_copy
 from prima_ray.data.schema import open_filesystem
 from prima_ray.data.storage import Folder
 from prima_ray.stages import out_store
-from prima_ray.stages.evaluate import run_evaluate
+from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.predict import predict_exam, run_predict
 from prima_ray.stages.rundir import check_parent, read_record
@@ -139,14 +139,14 @@ def test_children_read_their_parent_where_it_is(finetuned: str, bucket: str, tmp
     photo.write_bytes(pq.read_table(root, filesystem=filesystem)["images"][0].as_py()[0]["bytes"])
     assert sum(predict_exam(str(run), [str(photo)], None)["probabilities"].values()) == pytest.approx(1)
 
-    report = run_evaluate(str(run), num_resamples=20)
+    report = run_evaluate(str(run), config=EvaluateConfig(num_resamples=20))
     assert report == f"{bucket}/runs/fuse/evaluation"
     assert set(Folder.at(str(report)).files()) == {"report.html", "metrics.json"}
     assert json.loads(Folder.at(str(report)).read("metrics.json"))["run"] == run
     # The report is no part of what was fetched: nothing is fetched anew for it.
-    run_evaluate(str(run), num_resamples=20)
+    run_evaluate(str(run), config=EvaluateConfig(num_resamples=20))
     with pytest.raises(PrimaError) as caught:
-        run_evaluate(str(run), out=f"{bucket}/runs", num_resamples=20)
+        run_evaluate(str(run), out=f"{bucket}/runs", config=EvaluateConfig(num_resamples=20))
     assert caught.value.what.startswith("--out holds something that is no report of `prima evaluate`: ")
 
 

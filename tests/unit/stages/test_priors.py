@@ -25,7 +25,7 @@ from prima_ray.knowledge.corpus import Corpus
 from prima_ray.knowledge.priors import PriorsConfig
 from prima_ray.knowledge.vetting import Verdict, append
 from prima_ray.stages import align
-from prima_ray.stages.evaluate import run_evaluate
+from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
 from prima_ray.stages.priors import described_with_priors, parent_state, read_priors
 from prima_ray.stages.rundir import finish_run, input_hash, open_run
 from tests.conftest import TOY, jpeg, train_tiny
@@ -169,7 +169,7 @@ def test_every_descendant_of_unvetted_entries_is_marked(trained: dict[str, Path]
     assert [read_json(trained[name] / "run.json")["unvetted"] for name in ("corpus", "align", "fuse")] == [
         False, True, True,
     ]  # fmt: skip
-    out = run_evaluate(str(trained["fuse"]), num_resamples=2)
+    out = run_evaluate(str(trained["fuse"]), config=EvaluateConfig(num_resamples=2))
     assert read_json(out / "metrics.json")["unvetted"] is True
     assert (
         "Unvetted: this run, or one that it builds on, used entries of a risk corpus that nobody has vetted."
