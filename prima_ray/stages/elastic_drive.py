@@ -64,7 +64,11 @@ class Drive:
         for item in events:
             self._until(lambda item=item: self._is_due(item), f"step {item.at_step}")  # type: ignore[misc]
             if self._ended():
-                raise PrimaError(f"the training ended before {item.event} at step {item.at_step}", where=self._run)
+                raise PrimaError(
+                    f"the training ended before {item.event} at step {item.at_step}",
+                    where=self._run,
+                    mend="Steps go on while an event takes its time: train longer (`changes.max_steps`).",
+                )
             num_starts = len(self._starts())
             record = {"event": item.event, "at_step": item.at_step, "step": self._step(), "time": time.time()}
             _log.info("elastic: step %d: %s", record["step"], item.event.replace("_", " "))
