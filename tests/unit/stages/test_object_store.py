@@ -245,7 +245,9 @@ def test_a_second_process_is_refused_and_a_killed_ones_lease_runs_out(store: str
         holder.communicate()
 
 
-def test_who_lost_the_lease_does_not_finish(store: str):
+def test_who_lost_the_lease_does_not_finish(store: str, monkeypatch: pytest.MonkeyPatch):
+    # A renewal that was under way would take the lease back.
+    monkeypatch.setattr(out_store, "BEAT_S", 3600.0)
     with open_alone(StrictConfig(), out=store, stage="toy") as run:
         Folder.at(store).write(out_store.LEASE, b'{"owner": "somebody else", "pid": 1, "host": "there"}')
         with pytest.raises(PrimaError) as caught:
