@@ -5,6 +5,7 @@
   node's end, and start again with what was saved when the notice came.
 - Ray Train counts the nodes of up to 20 s ago, and those that are being drained. After a loss it asks for more workers
   than there is room for, and waits a minute for them. `FreshNodesPolicy` looks again, and leaves drained nodes out.
+- A driver that is killed leaves its nodes reserved for three minutes. `FreshNodesPolicy` asks in the run's own name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -62,7 +64,15 @@ def callbacks(*, patience_s: float) -> list[Any]:
 
 
 class FreshNodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """Counts nodes that are there now and will stay."""
+    """Counts nodes that are there now and will stay, and takes a dead controller's place."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nodes in the run's name. Ray Train asks in a new one at each start, and what a controller has that
+        died with its driver stays taken for three minutes; under one name the next one has it at once. Two cannot be
+        alive: they would work in one folder, which is locked.
+        """
+        run = train_run_context.run_config
+        super().after_controller_start(SimpleNamespace(run_id=f"{run.storage_path}/{run.name}"))
 
     def _get_reserved_resources(self) -> Any:
         since: float = time.monotonic() - self._latest_reserved_resources_query_time

@@ -10,9 +10,10 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # noqa: E402
+from ray.train.v2._internal.execution.context import TrainRunContext  # noqa: E402
 from ray.train.v2._internal.execution.failure_handling import FailureDecision  # noqa: E402
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy  # noqa: E402
-from ray.train.v2.api.config import FailureConfig, ScalingConfig  # noqa: E402
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
 from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: E402
 
 from prima_ray.training import elastic_ray  # noqa: E402
@@ -43,6 +44,20 @@ def test_nodes_that_are_drained_are_not_counted(monkeypatch: pytest.MonkeyPatch)
     assert found == {"stays": {"CPU": 2.0}}
     assert policy._count_possible_workers(found) == 1
     assert recounts == [1], "the count was fresh"
+
+
+def test_a_controller_asks_in_the_name_of_its_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FreshNodesPolicy, "_send_resource_request", lambda self: None)
+    names = []
+    for name in ("align", "align", "fuse"):
+        policy = FreshNodesPolicy(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
+        context = TrainRunContext(
+            run_config=RunConfig(name=name, storage_path="/shared/runs"), train_loop_config=None,
+            scaling_config=policy.scaling_config, backend_config=None, dataset_config=None,
+        )  # fmt: skip
+        policy.after_controller_start(context)
+        names.append(policy._requester_id)
+    assert names == ["train-/shared/runs/align"] * 2 + ["train-/shared/runs/fuse"]
 
 
 class Status:
