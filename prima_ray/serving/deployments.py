@@ -352,15 +352,6 @@ def build_gateway(args: dict[str, Any]) -> Any:
     return gateway(serve.ingress()(Gateway)).bind(config, str(args["api_keys"]), limiter.bind(config.rate))
 
 
-def spare_hops() -> None:
-    """For a cluster of this process's own, before it starts: requests are routed in the loop that has them, and
-    answered in the replica's own. Serve's defaults take a thread more for either, against handlers that block; ours
-    waits, and the model runs in a thread. What is set already stays.
-    """
-    for name in ("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"):
-        os.environ.setdefault(name, "0")
-
-
 def start_serve() -> None:
     """Serve without a proxy: whoever asks has a handle, and no port is opened."""
     from ray import serve

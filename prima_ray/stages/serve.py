@@ -56,7 +56,6 @@ def run_serve(
     listening = listen(host, port)
     try:
         replicas = settings.scaling.max_replicas * max(settings.replica.num_cpus, 0.1)
-        deployments.spare_hops()
         # Room for a second model beside the first one while they are switched.
         connect(RayContextConfig(num_cpus=int(2 * replicas) + 1), num_workers=0, loopback=True)
         deployments.start_serve()
