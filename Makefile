@@ -34,11 +34,13 @@ demo: setup ## every stage on generated data with small models, in minutes
 
 .PHONY: test
 test: setup lint types imports ## everything that can be tested on this machine
-	@log=$$(mktemp); trap 'kill %1 2>/dev/null; rm -f "$$log"' EXIT; status=0; \
+	@logs=$$(mktemp -d); trap 'kill %1 2>/dev/null; rm -rf "$$logs"' EXIT; status=0; export COLUMNS=200; \
 	echo "Unit tests run meanwhile, and are shown when they are done."; \
-	$(BIN)/pytest tests/unit > "$$log" 2>&1 & unit=$$!; \
-	$(BIN)/pytest tests/distributed tests/e2e tests/ray || status=$$?; \
-	wait $$unit || status=$$?; cat "$$log"; exit $$status
+	$(BIN)/pytest tests/unit > "$$logs/unit" 2>&1 & unit=$$!; \
+	$(BIN)/pytest tests/distributed tests/e2e tests/ray 2>&1 | tee "$$logs/others" || status=$$?; \
+	wait $$unit || status=$$?; cat "$$logs/unit"; echo "And in short, what failed of either:"; \
+	grep -hE '^(E  |FAILED|ERROR)' "$$logs/others" "$$logs/unit" | cut -c -400 | tail -n 20 || true; \
+	tail -n 1 "$$logs/unit"; tail -n 1 "$$logs/others"; exit $$status
 
 .PHONY: check
 check: setup lint types imports unit ## what to run before every commit
