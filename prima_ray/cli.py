@@ -1,44 +1,28 @@
 """`prima`: the stages on a config, and what is done with their results.
 
 Exit codes: 0 done; 2 the user's mistake, said in one or two lines; 1 ours, with a traceback. Logs and progress go to
-stderr; a stage's last line on stdout is `run: PATH`. To add a stage: one line in `STAGES`.
+stderr; a stage's last line on stdout is `run: PATH`. To add a stage: one line in `stages.registry`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from prima_ray import __version__
-from prima_ray.base import PrimaError, StrictConfig, is_disk_full
+from prima_ray.base import PrimaError, is_disk_full
 from prima_ray.config import dump_config, load_config
+from prima_ray.stages.registry import STAGES, config_class, load_stage
 from prima_ray.training.checks.storage import refuse_lost
 from prima_ray.training.cluster import disconnect
-
-STAGES: dict[str, tuple[str, str, str]] = {
-    "ingest": ("prima_ray.stages.ingest", "IngestConfig", "photos and a table -> shards, folds, manifest, quarantine"),
-    "corpus": ("prima_ray.stages.corpus", "CorpusConfig", "literature -> what it says of risk factors, with quotes"),
-    "refine": ("prima_ray.stages.refine", "RefineConfig", "risk corpus -> a text encoder that has read it"),
-    "align": ("prima_ray.stages.align", "AlignConfig", "shards -> image and text towers aligned by four losses"),
-    "finetune": ("prima_ray.stages.finetune", "FinetuneConfig", "align's image tower -> a classifier of photos"),
-    "fuse": ("prima_ray.stages.fuse", "FuseConfig", "towers -> the diagnosis from photos and attributes"),
-    "elastic": (
-        "prima_ray.stages.elastic",
-        "ElasticConfig",
-        "a training whose workers come and go, beside a fixed one",
-    ),
-}
-"""Name -> (module, config class, what it does). A stage module has `run(config) -> Path`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,18 +89,6 @@ def run_stage_from_argv(stage: str, argv: Sequence[str] | None = None) -> int:
     return main([stage, *(sys.argv[1:] if argv is None else argv)])
 
 
-def load_stage(stage: str, path: str, overrides: Sequence[str] = ()) -> tuple[StrictConfig, Callable[[Any], Path]]:
-    """The validated config of a stage, and the function that runs it.
-
-    Raises:
-        PrimaError: the config is missing or wrong.
-    """
-    module_name, class_name, _ = STAGES[stage]
-    module = importlib.import_module(module_name)
-    config: StrictConfig = load_config(getattr(module, class_name), path, overrides)
-    return config, module.run
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="prima", description="Diagnosis from images and clinical metadata, on Ray.")
@@ -133,6 +105,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_config)
 
     _add_evaluation(commands)
+
+    summary = "variants x folds x seeds of whole pipelines -> one table, with a verdict a claim"
+    command = commands.add_parser("study", help=summary, description=summary)
+    _add_config_arguments(command)
+    command.set_defaults(run=_run_study)
 
     command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
     command.add_argument("run_dir", metavar="RUN", help="the run directory of `prima fuse` or `prima finetune`")
@@ -265,6 +242,14 @@ def _run_compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_study(arguments: argparse.Namespace) -> int:
+    from prima_ray.studies.config import StudyConfig
+    from prima_ray.studies.run import run_study
+
+    _answer(run_study, load_config(StudyConfig, arguments.config, arguments.overrides))
+    return 0
+
+
 def _run_predict(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.predict import run_predict
 
@@ -325,7 +310,7 @@ def _run_fetch(arguments: argparse.Namespace) -> int:
 def _run_doctor(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.doctor import run_doctor
 
-    schemas = {name: getattr(importlib.import_module(module), schema) for name, (module, schema, _) in STAGES.items()}
+    schemas = {name: config_class(name) for name in STAGES}
     with contextlib.redirect_stdout(sys.stderr):
         report = run_doctor(arguments.config, arguments.overrides, stage=arguments.stage, schemas=schemas)
     print(report.to_json() if arguments.json else report.to_text())  # noqa: T201 - the command's answer

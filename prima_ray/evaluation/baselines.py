@@ -1,32 +1,39 @@
-"""The rivals to beat: logistic regressions on the attributes alone, on the same folds.
+"""The rivals to beat: classifiers of the attributes alone, on the same folds.
 
-Three of them, because missingness may tell the label: with everything, without the blocks that go missing together,
-and without them but with one bit a block that says it was missing (the "shadow" of the leak). To add one: a line in
-`_variants`.
+Three logistic regressions, because missingness may tell the label: with everything, without the blocks that go missing
+together, and without them but with one bit a block that says it was missing (the "shadow" of the leak). To add one: a
+line in `metadata_baselines`; another classifier: a line in `ClassifierKind` and in `_classifier`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_ray.base import PrimaError
 from prima_ray.data.description import AttributeConfig, BlockConfig, DataSetConfig, NumericAttribute, TextAttribute
 
 Rows = Sequence[Mapping[str, str]]
+ClassifierKind = Literal["logistic_regression", "gradient_boosting"]
+BlockUse = Literal["keep", "leave_out", "one_bit"]
+"""Blocks of attributes that go missing together: read, not read, or one bit each that says whether it was missing."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One logistic regression (L2, balanced class weights), and what it reads."""
+    """One classifier (balanced class weights), and what it reads."""
 
     title: str
     attributes: tuple[AttributeConfig, ...]
     blocks: tuple[BlockConfig, ...] = ()
     """A bit each: 1 where the block is missing as a whole."""
+    classifier: ClassifierKind = "logistic_regression"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of scikit-learn's class."""
 
     @property
     def inputs(self) -> str:
@@ -54,7 +61,6 @@ class Baseline:
     def _pipeline(self) -> Any:
         from sklearn.compose import make_column_transformer
         from sklearn.impute import SimpleImputer
-        from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -65,9 +71,9 @@ class Baseline:
         imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
         columns = make_column_transformer(
             (make_pipeline(imputer, StandardScaler()), [*numeric, *bits]),
-            (OneHotEncoder(handle_unknown="ignore"), others),
+            (OneHotEncoder(handle_unknown="ignore", sparse_output=False), others),
         )
-        return make_pipeline(columns, LogisticRegression(class_weight="balanced", max_iter=5000))
+        return make_pipeline(columns, _classifier(self.classifier, self.options))
 
     def _table(self, rows: Rows) -> NDArray[np.object_]:
         table = np.empty((len(rows), len(self.attributes) + len(self.blocks)), dtype=object)
@@ -83,17 +89,60 @@ class Baseline:
         return table
 
 
+def _classifier(kind: ClassifierKind, options: Mapping[str, Any]) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    defaults: dict[ClassifierKind, tuple[Any, dict[str, Any]]] = {
+        "logistic_regression": (LogisticRegression, {"max_iter": 5000}),
+        "gradient_boosting": (HistGradientBoostingClassifier, {"early_stopping": False, "random_state": 0}),
+    }
+    make, given = defaults[kind]
+    return make(**{"class_weight": "balanced", **given, **options})
+
+
+def check_options(kind: ClassifierKind, options: Mapping[str, Any]) -> None:
+    """Options must be the class's.
+
+    Raises:
+        PrimaError: one is not.
+    """
+    try:
+        _classifier(kind, options)
+    except TypeError:
+        known = sorted(_classifier(kind, {}).get_params())
+        wrong = next(name for name in options if name not in known)
+        raise PrimaError(f"{kind} has no option {wrong!r}", mend=f"Known: {', '.join(known)}.") from None
+
+
+def metadata_baseline(
+    title: str,
+    data_set: DataSetConfig,
+    *,
+    blocks: BlockUse = "keep",
+    classifier: ClassifierKind = "logistic_regression",
+    options: Mapping[str, Any] | None = None,
+) -> Baseline | None:
+    """One baseline; None where the data set has nothing that it could read."""
+    usable = tuple(item for item in data_set.attributes if not isinstance(item, TextAttribute))
+    if blocks != "keep":
+        usable = tuple(item for item in usable if item.name not in data_set.block_attributes)
+    bits = data_set.blocks if blocks == "one_bit" else ()
+    if not (usable or bits):
+        return None
+    return Baseline(title, usable, bits, classifier, options or {})
+
+
 def metadata_baselines(data_set: DataSetConfig) -> list[Baseline]:
     """The baselines of a data set: one where it declares no blocks, none where it has no attributes to read."""
-    usable = tuple(item for item in data_set.attributes if not isinstance(item, TextAttribute))
-    rest = tuple(item for item in usable if item.name not in data_set.block_attributes)
-    found = [Baseline("logistic regression, all attributes", usable)]
-    if data_set.blocks:
-        found += [
-            Baseline("logistic regression, without the blocks", rest),
-            Baseline("logistic regression, blocks as one bit", rest, data_set.blocks),
-        ]
-    return [item for item in found if item.attributes or item.blocks]
+    titles: dict[BlockUse, str] = {
+        "keep": "all attributes",
+        "leave_out": "without the blocks",
+        "one_bit": "blocks as one bit",
+    }
+    wanted = get_args(BlockUse) if data_set.blocks else ("keep",)
+    found = [metadata_baseline(f"logistic regression, {titles[use]}", data_set, blocks=use) for use in wanted]
+    return [item for item in found if item is not None]
 
 
 def has_blocks(rows: Rows, data_set: DataSetConfig) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from prima_ray.evaluation.metrics import Figures, Labels, Probabilities
 from prima_ray.evaluation.operating import SPECIFICITIES, operating_figures, set_threshold, threshold_figures
 from prima_ray.evaluation.reliability import reliability, reliability_bins, set_figures
 from prima_ray.evaluation.selective import COVERAGES, risk_coverage, selective_figures
-from prima_ray.evaluation.statistics import Scores, bootstrap, paired_differences, resampled, verdict
+from prima_ray.evaluation.statistics import Scores, bootstrap, mean_sd, paired_differences, resampled, verdict
 
 LOSSES = ("nll", "ece", "brier", "aurc", "excess_aurc", "mean_set_size")
 """Figures of which less is better."""
@@ -35,6 +35,7 @@ def operating_evidence(
     *,
     specificities: Sequence[float] = SPECIFICITIES,
     thresholds_from: tuple[Labels, Probabilities] | None = None,
+    folds: NDArray[np.int64] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -44,12 +45,13 @@ def operating_evidence(
         models: ours first.
         positive: indices of the group's classes.
         thresholds_from: labels and our probabilities of other exams (the validation fold), to set thresholds on.
+        folds: see `statistics.bootstrap`.
 
     Returns:
         `num_positive, num_negative`, and `models`, `differences` (ours minus it) and `verdicts` by figure; and
         `thresholds`: for each specificity asked for what a threshold of the other exams gives here.
     """
-    draw = partial(bootstrap, num_resamples=num_resamples, seed=seed)
+    draw = partial(bootstrap, folds=folds, num_resamples=num_resamples, seed=seed)
     truth = np.isin(labels, positive)
     scores = draw(operating_figures(positive, specificities), labels, models, patients)
     name, probabilities = next(iter(models.items()))
@@ -73,9 +75,12 @@ def operating_evidence(
 
 
 def plain_scores(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """`models` with intervals, and of all but the first `differences` (the first minus it) and `verdicts`."""
+    """`models` with intervals, and of all but the first `differences` (the first minus it) and `verdicts`; where folds
+    were told, `over_folds`: figure -> mean, SD and the value of each.
+    """
     ours = next(iter(scores))
     gaps = {name: paired_differences(scores[ours], found) for name, found in scores.items() if name != ours}
+    several = bool(scores[ours].by_fold)
     return {
         "models": {
             name: {figure: asdict(value) for figure, value in found.intervals().items()}
@@ -86,7 +91,13 @@ def plain_scores(scores: Mapping[str, Scores]) -> dict[str, Any]:
             name: {figure: verdict(gap, lower_is_better=figure in LOSSES) for figure, gap in found.items()}
             for name, found in gaps.items()
         },
+        **({"over_folds": {name: _over_folds(found) for name, found in scores.items()}} if several else {}),
     }
+
+
+def _over_folds(scores: Scores) -> dict[str, Any]:
+    told = {figure: (mean_sd(values), values) for figure, values in scores.by_fold.items()}
+    return {figure: {"mean": mean, "sd": sd, "values": list(values)} for figure, ((mean, sd), values) in told.items()}
 
 
 BEFORE = "before the temperature"

@@ -90,7 +90,7 @@ def photo_set(whole: RowSet, index: ExamIndex, *, model: str, load: Load) -> Row
     if counts.max(initial=0) < 2:
         return None
     place = np.repeat(np.arange(len(whole.rows)), counts)
-    ours = load().predict_tables(_single_photos(table) for table in shard_tables(index, whole.rows))
+    ours = load().predict_tables(single_photos(table) for table in shard_tables(index, whole.rows))
     return RowSet(
         "photos",
         "Photo by photo",
@@ -135,6 +135,7 @@ def shard_tables(index: ExamIndex, rows: Rows, size: int = 32) -> Iterator[pa.Ta
         yield reader.read(rows[start : start + size], 0)
 
 
-def _single_photos(table: pa.Table) -> pa.Table:
+def single_photos(table: pa.Table) -> pa.Table:
+    """Every photo as an exam of its own, with the exam's attributes."""
     rows = [{**row, "images": [photo]} for row in table.to_pylist() for photo in row["images"]]
     return pa.Table.from_pylist(rows, schema=table.schema)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prima_ray.cli import STAGES, main
+from prima_ray.cli import main
+from prima_ray.stages.registry import STAGES
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

@@ -1,0 +1,109 @@
+"""`prima study`: plan the cells, run what is not finished, ask what remains to be asked, and write the page."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prima_ray.base import PrimaError, write_atomic, write_json
+from prima_ray.data.plan import ExamIndex
+from prima_ray.evaluation.report import render, text_table
+from prima_ray.stages.out_lock import open_alone
+from prima_ray.stages.rundir import RECORD, is_unvetted
+from prima_ray.studies.answers import answer_cells, choose_runs, fold_data, gather_answers
+from prima_ray.studies.cells import Cell, CellPlanner, plan_study
+from prima_ray.studies.config import StudyConfig
+from prima_ray.studies.report import build_report, verdict_sentences
+from prima_ray.studies.results import figures
+from prima_ray.studies.schedule import Progress, duration, log_of, recorded_seconds, run_cells
+
+_log = logging.getLogger(__name__)
+_HOW = frozenset({"context", "cpus_per_cell", "gpus_per_cell"})
+"""Keys that say where and how fast: a study may be taken up with other values."""
+
+
+def run_study(config: StudyConfig) -> Path:
+    """Run a study to its end, or take it up where it stopped; returns the folder of `report.html` and `metrics.json`.
+
+    Raises:
+        PrimaError: a mistake in the study or in a config that it names, a fold that leaks, or a run that failed.
+    """
+    with open_alone(config, out=config.out, stage="study", execution_keys=_HOW, prepared=()) as run:
+        shards = _shards(config)
+        index = ExamIndex.read(shards)
+        cells, asked = plan_study(config, index)
+        _announce(config, cells)
+        progress = _run(config, cells)
+        data = fold_data(config, index)
+        chosen = choose_runs(data, cells, asked)
+        further = answer_cells(config, [cell for cell, _ in chosen.values()], shards)
+        _run(config, {cell.key: cell for cell in further.values()})
+        everything = gather_answers(config, data, chosen, further)
+        metrics = figures(config, data, everything)
+        metrics["runs"] = _times(cells)
+        metrics["unvetted"] = any(is_unvetted(str(cell.folder)) for cell in cells.values())
+        command = f"prima study {config.out}/config.yaml"
+        report = build_report(metrics, index.manifest.data_set, command)
+        write_atomic(run.path / "report.html", render(report))
+        # Last: whoever finds the figures finds the page.
+        write_json(run.path / "metrics.json", metrics)
+        for table in report.tables:
+            _log.info("%s\n", text_table(table))
+        for sentence in verdict_sentences(metrics):
+            _log.info("%s", sentence)
+        _tell_times(metrics["runs"])
+        _refuse_failed(progress)
+        return run.path
+
+
+def _shards(config: StudyConfig) -> str:
+    if config.inputs.shards is not None:
+        return config.inputs.shards
+    planner = CellPlanner(config, shards="")
+    cell = planner.cell(str(config.inputs.ingest), fold=0, seed=config.seeds[0])
+    _refuse_failed(_run(config, planner.cells))
+    return str(cell.folder)
+
+
+def _announce(config: StudyConfig, cells: Mapping[str, Cell]) -> None:
+    stages: dict[str, int] = defaultdict(int)
+    for cell in cells.values():
+        stages[cell.stage] += 1
+    told = ", ".join(f"{count} {stage}" for stage, count in stages.items()) or "none"
+    _log.info("study: %d variants, %d runs (%s)", len(config.variants), len(cells), told)
+
+
+def _run(config: StudyConfig, cells: Mapping[str, Cell]) -> Progress:
+    return run_cells(cells, config.context, cpus_per_cell=config.cpus_per_cell, gpus_per_cell=config.gpus_per_cell)
+
+
+def _times(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells.values():
+        if (cell.folder / RECORD).exists():
+            item = found.setdefault(cell.recipe, {"runs": 0, "seconds": 0.0})
+            item["runs"] += 1
+            item["seconds"] += recorded_seconds(cell)
+    return found
+
+
+def _tell_times(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, item in runs.items():
+        _log.info("study: %s: %d runs, %s in all", name, item["runs"], duration(item["seconds"]))
+
+
+def _refuse_failed(progress: Progress) -> None:
+    if not progress.failed:
+        return
+    key, outcome = next(iter(progress.failed.items()))
+    cell = progress.cells[key]
+    lost = f", and {len(progress.skipped)} that need them were not run" if progress.skipped else ""
+    raise PrimaError(
+        f"{len(progress.failed)} of {len(progress.cells)} runs failed{lost}; the first, {cell.title}: "
+        f"{outcome.failure}",
+        where=log_of(cell),
+        mend="Mend it and run the same command again: finished runs are kept.",
+    )
