@@ -34,7 +34,7 @@ demo: setup ## every stage on generated data with small models, in minutes
 
 .PHONY: test
 test: setup lint types imports ## everything that can be tested on this machine
-	@logs=$$(mktemp -d); trap 'kill %1 2>/dev/null; rm -rf "$$logs"' EXIT; status=0; export COLUMNS=200; \
+	@logs=$$(mktemp -d); trap 'kill %1 2>/dev/null || true; rm -rf "$$logs"' EXIT; status=0; export COLUMNS=200; \
 	echo "Unit tests run meanwhile, and are shown when they are done."; \
 	$(BIN)/pytest tests/unit > "$$logs/unit" 2>&1 & unit=$$!; \
 	$(BIN)/pytest tests/distributed tests/e2e tests/ray 2>&1 | tee "$$logs/others" || status=$$?; \
