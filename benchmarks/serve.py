@@ -2,8 +2,11 @@
 
 First what batching can give this model on all cores (the ceiling), then answers a second and their times for 1, 4, 16
 and 64 clients, then what is left of the way to a model that does nothing. FastAPI gets the threads, and torch threads,
-that are best for it: by the median time at 1 client, by answers a second above. Serve has one setting for all: as many
-replicas as there are cores, one torch thread each (`--replicas`, `--replica-cpus`).
+that are best for it: by the median time at 1 client, by answers a second above. Serve has one replica with all cores at
+1 client, and above as many replicas as there are cores, one torch thread each (`--replicas`, `--replica-cpus`).
+
+"Of the ceiling" compares with a model that has the machine to itself, "of what is left" with what is left of that when
+every answer also takes its way from client to model: 1 / (1 / ceiling + 1 / answers of the no-op).
 """
 
 from __future__ import annotations
@@ -157,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(found, argv, seconds=1.0)
     pairs, seconds = arguments.pairs, arguments.seconds
     sections: dict[str, dict[str, Any]] = {}
+    reached, cores = {}, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run = find_run(arguments.run)
@@ -167,24 +171,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             "pairs": measured, "ratio": ("exams/s", "batches of 16", "batches of 1"), "one a core": spread
         }  # fmt: skip
         best, tried = best_threads(run, body, folder, seconds)
-        command = serve_command(run, 18312, arguments.replicas, arguments.replica_cpus)
-        with (
-            fastapi(run, 18311, best[1], folder) as quick,
-            fastapi(run, 18315, best[16], folder) as broad,
-            server(command, 18312, folder / "serve.log") as two,
-        ):
-            for url in (quick, broad, two):
-                drive(url, body, clients=4, seconds=2)
-            for clients in CLIENTS:
-                contenders = {"serve": two, "fastapi": quick if clients == 1 else broad}
-                measured = versus(contenders, body, clients, pairs=pairs, seconds=seconds)
-                ratio = ("p50 ms" if clients == 1 else "exams/s", "serve", "fastapi")
-                reached = statistics.median(measured.values["exams/s"]["serve"]) / most
-                sections[f"{clients} clients"] = {
-                    "pairs": measured,
-                    "ratio": ratio,
-                    "of the ceiling": round(reached, 3),
-                }
+        for clients in CLIENTS:
+            alone = clients == 1
+            peer = fastapi(run, 18311, best[1 if alone else 16], folder)
+            mine = (1, cores) if alone else (arguments.replicas, arguments.replica_cpus)
+            with peer as other, server(serve_command(run, 18312, *mine), 18312, folder / "serve.log") as ours:
+                for url in (other, ours):
+                    drive(url, body, clients=max(4, clients), seconds=2)
+                measured = versus({"serve": ours, "fastapi": other}, body, clients, pairs=pairs, seconds=seconds)
+            ratio = ("p50 ms" if alone else "exams/s", "serve", "fastapi")
+            reached[clients] = statistics.median(measured.values["exams/s"]["serve"])
+            sections[f"{clients} clients"] = {
+                "pairs": measured,
+                "ratio": ratio,
+                "of the ceiling": round(reached[clients] / most, 3),
+                "replicas": mine[0],
+                "torch threads": mine[1],
+            }
         noop = [server(contender(f"noop-{kind}", run, port), port, folder / f"{kind}.log")
                 for kind, port in (("fastapi", 18313), ("serve", 18314))]  # fmt: skip
         with noop[0] as one, noop[1] as two:
@@ -192,7 +195,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 measured = versus({"serve": two, "fastapi": one}, body, clients, pairs=pairs, seconds=min(seconds, 3))
                 ratio = ("p50 ms" if clients == 1 else "exams/s", "serve", "fastapi")
                 sections[f"no-op, {clients} clients"] = {"pairs": measured, "ratio": ratio}
-        sections["1 clients"] |= {"fastapi": tried, "replicas": arguments.replicas, "cpus": arguments.replica_cpus}
+        way = statistics.median(sections["no-op, 16 clients"]["pairs"].values["exams/s"]["serve"])
+        for clients in CLIENTS[1:]:
+            left = 1 / (1 / most + 1 / way)
+            sections[f"{clients} clients"]["of what is left"] = round(reached[clients] / left, 3)
+        sections["1 clients"]["fastapi"] = tried
     report("serve", arguments, sections=sections, argv=argv)
 
 

@@ -27,9 +27,10 @@ from prima_ray.data.images import decode_image
 from prima_ray.data.phantoms import PhantomConfig, generate
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.data.reader import RowReader
+from prima_ray.data.run_record import CONFIG, read_record
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 from prima_ray.inference.predictor import Exam
-from prima_ray.stages.rundir import CONFIG, git_commit, read_record, versions
+from prima_ray.stages.rundir import git_commit, versions
 
 RESULT = Path(__file__).parent / "results" / "strange_photos.json"
 SIDE = 256

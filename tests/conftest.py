@@ -141,12 +141,10 @@ def make_shards(tmp_path: Path) -> Callable[..., str]:
     return lambda **options: write_toy_shards(tmp_path / "shards", **options)
 
 
-def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
-    """A run of `finetune` or `fuse` over untrained towers, in seconds."""
-    from prima_ray.stages import finetune, fuse
-
+def tiny_config(stage: str, shards: str, out: str) -> dict[str, Any]:
+    """The config of a run of `finetune` or `fuse` over untrained towers, seconds long."""
     raw: dict[str, Any] = {
-        "out": str(out),
+        "out": out,
         "inputs": {"shards": shards},
         "image_tower": {
             "name": "vit_tiny_patch16_224",
@@ -163,7 +161,7 @@ def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
         "familiarity": {"familiar": 0.6},
     }
     if stage == "finetune":
-        return finetune.run(finetune.FinetuneConfig.model_validate({**raw, **changes}))
+        return raw
     raw["text_tower"] = {
         "config": {
             "model_type": "bert",
@@ -186,7 +184,16 @@ def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
             "head_dim": 12,
         },
     }
-    return fuse.run(fuse.FuseConfig.model_validate({**raw, **changes}))
+    return raw
+
+
+def train_tiny(stage: str, shards: str, out: Path, **changes: Any) -> Path:
+    """A run of `finetune` or `fuse` over untrained towers, in seconds."""
+    from prima_ray.stages.registry import config_class, run_of
+
+    raw = {**tiny_config(stage, shards, str(out)), **changes}
+    found: Path = run_of(stage)(config_class(stage).model_validate(raw))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ class ImageTextBatch:
     token_labels: Tensor | None = None
     """(N, L) int64: the token that stood where one was masked, -1 elsewhere."""
     attributes: Tensor | None = None
-    """(N, A) float32: the weighted one-hot vector y of the soft targets."""
+    """(N, A) float32: the weighted one-hot vector y of the soft targets, or the attributes as a vector to be read."""
     image_cls: Tensor | None = None
     """(N, V, C) float32: cached global image features."""
     image_seq: Tensor | None = None

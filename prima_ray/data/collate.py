@@ -22,7 +22,7 @@ from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.features import FeatureSpec, decode_columns
 from prima_ray.data.images import ImageRejected, decode_image
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, describe, draw_dropped
+from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, describe, draw_dropped, expand_names
 from prima_ray.data.views import (
     ViewConfig,
     apply_augmentation,
@@ -52,6 +52,8 @@ class Collator:
     text: MetadataTextConfig | None = None
     tokenizer: Tokenize | None = None
     soft_targets: SoftTargetEncoder | None = None
+    vector: SoftTargetEncoder | None = None
+    """Makes the attributes that a model reads as a vector: what the text does without, it does without too."""
     features: tuple[FeatureSpec, ...] = ()
     """Stored columns that stand in for pixels or text."""
     variant: bool = False
@@ -60,6 +62,8 @@ class Collator:
     def __post_init__(self) -> None:
         if (self.text is None) != (self.tokenizer is None):
             raise ValueError("a text needs a tokenizer, and a tokenizer a text")
+        if self.vector is not None and (self.text is None or self.soft_targets is not None):
+            raise ValueError("a vector stands beside a text, and takes the place of the soft targets")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -101,8 +105,15 @@ class Collator:
         if self.text is not None or self.soft_targets is not None:
             attributes = [dict(pairs or ()) for pairs in table["attributes"].to_pylist()]
             if self.text is not None and self.tokenizer is not None:
-                texts = self._texts(attributes, exam_ids, epochs, self.text)
+                dropped = self._dropped(exam_ids, epochs, self.text)
+                texts = [
+                    describe(row, self.data_set, self.text, dropped=names)
+                    for row, names in zip(attributes, dropped, strict=True)
+                ]
                 parts.update(_tokens(self.tokenizer, texts, padding))
+                if self.vector is not None:
+                    masked = expand_names(self.text.masked, self.data_set, what="masked")
+                    parts["attributes"] = _vector(self.vector, attributes, [names.union(masked) for names in dropped])
             if self.soft_targets is not None:
                 encoded = self.soft_targets.encode(attributes, labels if self.train else None)
                 parts["attributes"] = torch.from_numpy(encoded)
@@ -123,19 +134,14 @@ class Collator:
         moment = ("variant", int(epoch)) if self.variant else (int(epoch),)
         return (self.seed, *moment, exam_id, *parts)
 
-    def _texts(
-        self,
-        attributes: list[dict[str, str]],
-        exam_ids: Sequence[str],
-        epochs: NDArray[np.int64],
-        config: MetadataTextConfig,
-    ) -> list[str]:
-        texts = []
-        for row, exam_id, epoch in zip(attributes, exam_ids, epochs, strict=True):
-            key = self._key(epoch, exam_id, "text")
-            dropped = draw_dropped(self.data_set, config, *key) if self.train else frozenset()
-            texts.append(describe(row, self.data_set, config, dropped=dropped))
-        return texts
+    def _dropped(
+        self, exam_ids: Sequence[str], epochs: NDArray[np.int64], config: MetadataTextConfig
+    ) -> list[frozenset[str]]:
+        """The attributes that each exam does without."""
+        if not self.train:
+            return [frozenset()] * len(exam_ids)
+        keys = [self._key(epoch, exam_id, "text") for exam_id, epoch in zip(exam_ids, epochs, strict=True)]
+        return [draw_dropped(self.data_set, config, *key) for key in keys]
 
     def _images(
         self,
@@ -202,6 +208,16 @@ class Collator:
 def mask_keys(keys: Sequence[tuple[object, ...]]) -> Tensor:
     """(seed, epoch, exam) of N exams -> `ImageTextBatch.mask_keys`, (N,) int64."""
     return torch.from_numpy(np.array([hash_key(*key, "masks") for key in keys], dtype=np.uint64).view(np.int64))
+
+
+def _vector(
+    encoder: SoftTargetEncoder, attributes: Sequence[Mapping[str, str]], silent: Sequence[frozenset[str]]
+) -> Tensor:
+    known = [
+        {name: value for name, value in row.items() if name not in names}
+        for row, names in zip(attributes, silent, strict=True)
+    ]
+    return torch.from_numpy(encoder.encode(known))
 
 
 def _tokens(tokenizer: Tokenize, texts: Sequence[str], padding: NDArray[np.bool_]) -> dict[str, Tensor]:

@@ -96,6 +96,7 @@ def compute_features(
         tower=tower,
         views=collate.views.model_dump(mode="json") if collate.views else None,
         text=collate.text.model_dump(mode="json") if collate.text else None,
+        **({"vector": collate.vector.to_dict()} if collate.vector else {}),
         seed=collate.seed if random else None,
         variants=variants,
         dtype=config.dtype,

@@ -33,7 +33,14 @@ FEATURES_VERSION = 1
 FEATURES_MANIFEST = "features.json"
 
 Dtype = Literal["float32", "float16", "bfloat16", "bool"]
-_RAGGED = {"image_cls": True, "image_seq": True, "text_cls": False, "text_seq": True, "token_mask": True}
+_RAGGED = {
+    "image_cls": True,
+    "image_seq": True,
+    "text_cls": False,
+    "text_seq": True,
+    "token_mask": True,
+    "attributes": False,
+}
 """Known tensors, and whether their first axis after the exam (views, tokens) differs from exam to exam."""
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}
 

@@ -258,6 +258,19 @@ class SoftTargetEncoder(StrictConfig):
             )
         return cls(blocks=tuple(blocks))
 
+    @classmethod
+    def fit_vector(
+        cls, rows: Sequence[Mapping[str, str]], data_set: DataSetConfig, text: MetadataTextConfig, *, bins: int
+    ) -> Self:
+        """The attributes that a text speaks of as a one-hot vector to be read, weights 1.
+
+        Raises:
+            PrimaError: nothing is left of it.
+        """
+        names = tuple(item.name for item in text_attributes(data_set, text))
+        config = SoftTargetConfig(attributes=names, masked=text.masked, disease_weight=1.0, bins=bins)
+        return cls.fit(rows, data_set, config)
+
     @property
     def dimensions(self) -> tuple[str, ...]:
         """What each of the A dimensions stands for: ``region=FACE``, ``age:bin 2``."""

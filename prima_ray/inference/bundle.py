@@ -22,7 +22,7 @@ from torch import nn
 
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, read_json, write_json
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
 from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.calibration import Calibration
@@ -63,6 +63,8 @@ class BundleConfig(StrictConfig):
     features: Literal["backbone", "projected"]
     components: dict[str, str]
     """Name -> folder."""
+    vector: SoftTargetEncoder | None = None
+    """How attributes become the vector that stands beside the text; None for a model that reads the text alone."""
     tuned_after_alignment: bool = False
     """The image tower was fine-tuned after its heads were trained: they explain less of it than they did."""
     answers: tuple[str, ...] = ()
@@ -91,6 +93,7 @@ class Bundle:
         views: ViewConfig,
         features: Literal["backbone", "projected"],
         components: Mapping[str, nn.Module],
+        vector: SoftTargetEncoder | None = None,
         tuned_after_alignment: bool = False,
         calibration: Calibration | None = None,
         evidence: Evidence | None = None,
@@ -103,6 +106,7 @@ class Bundle:
             views=views,
             features=features,
             components={name: name for name in components},
+            vector=vector,
             tuned_after_alignment=tuned_after_alignment,
         )
         return cls(config, components, calibration=calibration, evidence=evidence)

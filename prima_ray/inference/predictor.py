@@ -82,7 +82,13 @@ class Predictor:
         self.tokenizer = tokenizer
         """None for a model of photos alone."""
         self._collate = Collator(
-            data_set=config.data_set, seed=0, train=False, views=config.views, text=text, tokenizer=tokenizer
+            data_set=config.data_set,
+            seed=0,
+            train=False,
+            views=config.views,
+            text=text,
+            tokenizer=tokenizer,
+            vector=config.vector if text else None,
         )
 
     @classmethod
@@ -236,7 +242,7 @@ class Predictor:
         """
         collate = self._collate
         if part == "photos":
-            collate = replace(collate, text=None, tokenizer=None)
+            collate = replace(collate, text=None, tokenizer=None, vector=None)
         elif part == "text":
             collate = replace(collate, views=None)
         if masked and collate.text is not None:

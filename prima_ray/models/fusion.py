@@ -28,6 +28,8 @@ class FusionInputs(StrictConfig):
 
     image_width: int
     text_width: int
+    attribute_width: int = 0
+    """Of the attributes as a vector; 0 where there is none."""
     grid: tuple[int, int]
     """Height and width of the image tokens."""
     class_phrases: tuple[str, ...]
@@ -54,6 +56,8 @@ class Qwen3FusionConfig(StrictConfig):
     """Down-sampling of the text tokens."""
     local_tokens: bool = True
     """False: global tokens alone."""
+    shortcut: bool = False
+    """Linear layers from the global features, and the attributes' vector, to the logits beside the language model."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: bool = False
 
@@ -87,10 +91,12 @@ class Qwen3FusionConfig(StrictConfig):
 
 
 class MlpFusionConfig(StrictConfig):
-    """Mean global image feature and global text feature, concatenated, through an MLP."""
+    """Mean global image feature and metadata, concatenated, through an MLP."""
 
     kind: Literal["mlp"] = "mlp"
     hidden: int = Field(default=512, gt=0)
+    reads: Literal["text", "attributes"] = "text"
+    """The global text feature, or the attributes' vector."""
 
     def build(self, inputs: FusionInputs) -> MlpFusion:
         """The model on the CPU."""
@@ -106,22 +112,26 @@ class MlpFusion(nn.Module):
     def __init__(self, config: MlpFusionConfig, inputs: FusionInputs) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
-        width = inputs.image_width + inputs.text_width
+        metadata = inputs.text_width if config.reads == "text" else inputs.attribute_width
         self.image_norm = nn.LayerNorm(inputs.image_width)
-        self.text_norm = nn.LayerNorm(inputs.text_width)
+        self.text_norm = nn.LayerNorm(metadata) if config.reads == "text" else nn.Identity()
         self.layers = nn.Sequential(
-            nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, len(inputs.class_phrases))
+            nn.Linear(inputs.image_width + metadata, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, len(inputs.class_phrases)),
         )
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """Cached features of N exams -> logits (N, C)."""
         features = _features(batch)
         image = mean_over_views(self.image_norm(features[0]), batch.image_mask)
-        return {"logits": self.layers(torch.cat([image, self.text_norm(features[2])], dim=-1))}
+        metadata = features[2] if self.config.reads == "text" else _attributes(batch)
+        return {"logits": self.layers(torch.cat([image, self.text_norm(metadata)], dim=-1))}
 
 
 class Qwen3Fusion(nn.Module):
-    """Prompt, <img_start>, global and local image tokens, <txt_start>, global and local text tokens, answer cue.
+    """Prompt, <img_start>, global and local image tokens, <txt_start>, global and local text tokens, answer cue. Where
+    attributes are given as a vector too, a token of it stands behind the global text token.
 
     Slots that an exam lacks (photos, text tokens) go behind its end and are masked, so neither an exam's logits nor
     the places that its random masks are keyed by depend on its neighbours in the batch.
@@ -138,6 +148,8 @@ class Qwen3Fusion(nn.Module):
         width = int(self.backbone.config.hidden_size)
         self.image_global = _mlp(inputs.image_width, width)
         self.text_global = _mlp(inputs.text_width, width)
+        self.attributes = _plain_mlp(inputs.attribute_width, width) if inputs.attribute_width else None
+        self.shortcut = Shortcut(inputs) if config.shortcut else None
         if config.local_tokens:
             self.image_local = ImageProjector(inputs.image_width, width, stride=config.image_stride, grid=inputs.grid)
             self.text_local = TextProjector(inputs.text_width, width, stride=config.text_stride)
@@ -178,6 +190,8 @@ class Qwen3Fusion(nn.Module):
             parts.append((local.flatten(1, 2), views.repeat_interleave(local.shape[2], dim=1)))
         parts.append((self.specials[1].expand(count, 1, -1), always))
         parts.append((self.text_global(text_cls)[:, None], always))
+        if self.attributes is not None:
+            parts.append((self.attributes(_attributes(batch))[:, None], always))
         if self.config.local_tokens:
             parts.append(self.text_local(text_seq, tokens))
         parts.append(self._words(self.cue_ids, always))
@@ -190,7 +204,8 @@ class Qwen3Fusion(nn.Module):
         ).last_hidden_state
         hidden = sequence[torch.arange(count, device=mask.device), mask.sum(dim=1) - 1]
         with torch.autocast(hidden.device.type, enabled=False):
-            return {"logits": hidden.float() @ self._class_rows().float().T}
+            logits = hidden.float() @ self._class_rows().float().T
+            return {"logits": logits if self.shortcut is None else logits + self.shortcut(batch)}
 
     def _words(self, ids: Tensor, always: Tensor) -> tuple[Tensor, Tensor]:
         embedded: Tensor = self.backbone.get_input_embeddings()(ids)
@@ -200,6 +215,27 @@ class Qwen3Fusion(nn.Module):
         # Only the rows of the class tokens: the whole vocabulary would be 152k logits an exam.
         rows = self.backbone.get_input_embeddings()(self.class_ids) if self.output_rows is None else self.output_rows
         return rows if self.extra_classes is None else torch.cat([rows, self.extra_classes.to(rows.dtype)])
+
+
+class Shortcut(nn.Module):
+    """Global features -> logits (N, C), linear and from zero: what each modality says by itself."""
+
+    def __init__(self, inputs: FusionInputs) -> None:
+        super().__init__()
+        metadata, classes = inputs.attribute_width or inputs.text_width, len(inputs.class_phrases)
+        self.reads_vector = inputs.attribute_width > 0
+        self.image_norm = nn.LayerNorm(inputs.image_width)
+        self.image, self.metadata = nn.Linear(inputs.image_width, classes), nn.Linear(metadata, classes)
+        for layer in (self.image, self.metadata):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, batch: ImageTextBatch) -> Tensor:
+        """See the class."""
+        image_cls, _, text_cls, _ = _features(batch)
+        image = mean_over_views(self.image(self.image_norm(image_cls.float())), batch.image_mask)
+        metadata: Tensor = self.metadata(_attributes(batch) if self.reads_vector else text_cls.float())
+        return image + metadata
 
 
 class ImageProjector(nn.Module):
@@ -244,6 +280,12 @@ def _features(batch: ImageTextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return parts  # type: ignore[return-value]
 
 
+def _attributes(batch: ImageTextBatch) -> Tensor:
+    if batch.attributes is None:
+        raise ValueError("this fusion model reads the attributes as a vector too")
+    return batch.attributes
+
+
 def _pack(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(N, S, D) and its mask (N, S), with what is masked behind what is not."""
     order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -256,6 +298,11 @@ def _mask(mask: Tensor | None, like: Tensor) -> Tensor:
 
 def _mlp(in_width: int, width: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, width), nn.GELU(), nn.Linear(width, width))
+
+
+def _plain_mlp(in_width: int, width: int) -> nn.Module:
+    """Without a norm before it: of a one-hot vector it would change what is said by how much is known."""
+    return nn.Sequential(nn.Linear(in_width, width), nn.GELU(), nn.Linear(width, width))
 
 
 def fusion_tokenizer(config: Qwen3FusionConfig) -> TextTokenizer:

@@ -14,21 +14,19 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from prima_ray.base import PrimaError
 from prima_ray.serving.config import RateConfig, ServingConfig
-from prima_ray.serving.engine import Answer, Question, Served, Unavailable
+from prima_ray.serving.engine import Answer, Question, Served
 from prima_ray.serving.keys import KeyRing
 from prima_ray.serving.metrics import Metrics
 from prima_ray.serving.model import Model
 from prima_ray.serving.rate import SharedLimiter, TokenBuckets
 from prima_ray.serving.records import lines_to_stderr
+from prima_ray.serving.serve_engine import MODEL_DEPLOYMENT, ServeEngine
 
 _log = logging.getLogger(__name__)
-_RETRY_PAUSE_S = 0.2
-_DEPLOYMENT = "Model"
 
 
 class ModelReplica:
@@ -42,28 +40,27 @@ class ModelReplica:
 
         _keep_to_loopback()
         self._config = config
-        if config.replica.device == "cpu":
-            import torch
-
-            # This process is the replica's alone.
-            torch.set_num_threads(max(1, int(config.replica.num_cpus)))
-        self._model = Model(run, device=config.replica.device)
-        self._model.check()
-        self._began: float | None = None
         # One and the same: a thread that comes new to torch is slow at first.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=_take_cores, initargs=(config,))
+        self._model = self._thread.submit(Model, run, device=config.replica.device).result()
+        self._thread.submit(self._model.check).result()
+        self._began: float | None = None
+        self._free = asyncio.Event()
+        self._free.set()
         self._batched = serve.batch(max_batch_size=config.batch.max_size, batch_wait_timeout_s=config.batch.wait_s)(
             self._answer
         )
 
     async def _answer(self, asked: list[tuple[Question, float]]) -> list[Answer | PrimaError]:
         self._began = time.monotonic()
+        self._free.clear()
         now = time.time()
         found: list[Answer | PrimaError]
         try:
             found = await self._run(self._model.answer, [question for question, _ in asked])
         finally:
             self._began = None
+            self._free.set()
         for item, (_, sent) in zip(found, asked, strict=True):
             if isinstance(item, Answer):
                 item.seconds.setdefault("queue", max(0.0, now - sent))
@@ -75,6 +72,9 @@ class ModelReplica:
         Args:
             sent: when it was asked (seconds since the epoch).
         """
+        # Serve closes a batch as soon as it sees one request, and lets it wait for the model as it is. So they wait
+        # here, and go in together.
+        await self._free.wait()
         found: Answer | PrimaError = await self._batched((question, sent))
         return found
 
@@ -98,6 +98,17 @@ class ModelReplica:
         began, limit = self._began, self._config.replica.hang_s
         if began is not None and time.monotonic() - began > limit:
             raise RuntimeError(f"a batch has been under way for more than {limit:g} s")
+
+
+def _take_cores(config: ServingConfig) -> None:
+    """Called in the thread that asks the model: torch's libraries count threads by the thread that they are called
+    from.
+    """
+    if config.replica.device == "cpu":
+        import torch
+
+        # This process is the replica's alone.
+        torch.set_num_threads(max(1, int(config.replica.num_cpus)))
 
 
 def _keep_to_loopback() -> None:
@@ -124,7 +135,7 @@ def model_application(run: str, config: ServingConfig) -> Any:
 
     replica = config.replica
     deployment = serve.deployment(
-        name=_DEPLOYMENT,
+        name=MODEL_DEPLOYMENT,
         # A batch is computed while the next one waits beside it.
         max_ongoing_requests=max(8, 2 * config.batch.max_size),
         max_queued_requests=config.max_queued_requests,
@@ -154,107 +165,6 @@ def _replicas(config: ServingConfig) -> dict[str, Any]:
             "metrics_interval_s": scaling.interval_s,
         }
     }
-
-
-@dataclass
-class _Active:
-    """A model that is asked."""
-
-    app: str
-    handle: Any
-    served: Served
-    under_way: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class ServeEngine:
-    """See `engine.Engine`. Repeats what a lost replica left unanswered, until the request's time is over."""
-
-    def __init__(self, config: ServingConfig) -> None:
-        self._config = config
-        self._active: _Active | None = None
-
-    async def use(self, app: str) -> str | None:
-        """Ask this application from now on; it must be running.
-
-        Returns:
-            the application that was asked before, whose last answers have been given.
-
-        Raises:
-            PrimaError: it does not predict its known exam as at training time; the former one stays.
-            Unavailable: it does not answer; the former one stays.
-        """
-        from ray import serve
-
-        handle = await asyncio.to_thread(serve.get_deployment_handle, _DEPLOYMENT, app)
-        served: Served = await self._ask(handle.served.remote, time.monotonic() + self._config.request_timeout_s)
-        await self._check(handle)
-        former, self._active = self._active, _Active(app, handle, served)
-        if former is None:
-            return None
-        if former.under_way:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(former.idle.wait(), self._config.request_timeout_s)
-        return former.app
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is asked yet."""
-        return self._active is None
-
-    def served(self) -> Served:
-        return self._now().served
-
-    async def answer(self, question: Question) -> Answer:
-        deadline = time.monotonic() + self._config.request_timeout_s
-        active = self._now()
-        active.under_way += 1
-        active.idle.clear()
-        try:
-            found = await self._ask(lambda: active.handle.answer.remote(question, time.time()), deadline)
-        finally:
-            active.under_way -= 1
-            if not active.under_way:
-                active.idle.set()
-        if isinstance(found, PrimaError):
-            raise found
-        return cast(Answer, found)
-
-    async def check(self) -> None:
-        await self._check(self._now().handle)
-
-    async def _check(self, handle: Any) -> None:
-        found = await self._ask(handle.check.remote, time.monotonic() + self._config.request_timeout_s)
-        if isinstance(found, PrimaError):
-            raise found
-
-    async def _ask(self, call: Any, deadline: float) -> Any:
-        from ray.exceptions import RayActorError
-        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-
-        limit = self._config.request_timeout_s
-        while True:
-            response = None
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    response = call()
-                    return await response
-            except TimeoutError:
-                if response is not None:
-                    response.cancel()
-                raise Unavailable(f"no answer within {limit:g} s", reason="timeout") from None
-            except BackPressureError:
-                raise Unavailable("too many requests are waiting", reason="queue_full", retry_after_s=1.0) from None
-            except (RayActorError, ReplicaUnavailableError):
-                # A diagnosis changes nothing, so it can be asked for again.
-                await asyncio.sleep(min(_RETRY_PAUSE_S, max(0.0, deadline - time.monotonic())))
-            except DeploymentUnavailableError:
-                raise Unavailable("the model cannot be started", reason="no_model") from None
-
-    def _now(self) -> _Active:
-        if self._active is None:
-            raise Unavailable("no model is served yet", reason="no_model")
-        return self._active
 
 
 class Limiter:
@@ -297,20 +207,30 @@ class Gateway:
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """`user_config: {model: NAME}` names the application to ask. One that does not answer well is refused, and what
-        was asked before stays.
+        """`user_config: {model: NAME, fallback: NAME}` names the application to ask. One that does not answer well is
+        refused, and what was asked before stays; a replica that starts anew has nothing before it and asks `fallback`.
 
         Serve sends a replica nothing until this is done. So it waits for the first model only; another one is looked at
         beside the requests.
         """
         name = str(user_config["model"])
         if self.engine.is_empty:
-            await self.engine.use(name)
+            await self._begin(name, user_config.get("fallback"))
             return
         if self._switch is not None:
             # The name that was told last counts.
             self._switch.cancel()
         self._switch = asyncio.create_task(self._change(name))
+
+    async def _begin(self, name: str, fallback: Any) -> None:
+        try:
+            await self.engine.use(name)
+        except Exception as error:
+            if fallback is None:
+                raise
+            self._metrics.switched("refused")
+            _log.error("the model %s is refused, %s is asked instead: %s", name, fallback, error)
+            await self.engine.use(str(fallback))
 
     async def _change(self, name: str) -> None:
         try:

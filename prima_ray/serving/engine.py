@@ -1,6 +1,6 @@
 """Between HTTP and a model: what the app asks, and what answers it in this process. No Ray.
 
-`Model` is a loaded run that answers batches; `LocalEngine` runs it in threads; `deployments.ServeEngine` runs it in
+`Model` is a loaded run that answers batches; `LocalEngine` runs it in threads; `serve_engine.ServeEngine` runs it in
 replicas of Ray Serve. All three give the same answers.
 """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prima_ray.base import PrimaError, read_json
-from prima_ray.data.fetched import RUN_RECORD, local_copy
+from prima_ray.data.fetched import local_copy
+from prima_ray.data.run_record import RECORD, check_model
 from prima_ray.inference.diagnosis import Diagnoser
 from prima_ray.inference.readiness import check_known_exam
 from prima_ray.serving.engine import Answer, Question, Served
@@ -17,8 +18,10 @@ class Model:
 
     def __init__(self, run: str, *, device: str = "cpu") -> None:
         """Raises:
-        PrimaError: no such run, or a damaged one.
+        PrimaError: no such run, a damaged one, or files that are not those that the run wrote.
         """
+        # By every replica: on a cluster nobody else has looked, and it may start days after the others.
+        check_model(run)
         self._diagnoser = Diagnoser.load(run, device=device)
         predictor = self._diagnoser.predictor
         self.served = Served(
@@ -46,7 +49,7 @@ class Model:
 
 def model_card(run: str, diagnoser: Diagnoser) -> ModelCard:
     """Name and versions of a run's model."""
-    record_file = local_copy(run) / RUN_RECORD
+    record_file = local_copy(run) / RECORD
     record = read_json(record_file) if record_file.exists() else {}
     shards = record.get("inputs", {}).get("shards", {}).get("hash")
     return ModelCard(

@@ -14,6 +14,8 @@ from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder, choose_label_temperature
+from prima_ray.data.run_record import CONFIG as RUN_CONFIG
+from prima_ray.data.run_record import read_record
 from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import Bundle, save_bundle
@@ -23,8 +25,6 @@ from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, Tempera
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages.priors import described_with_priors, parent_state, record_choice
-from prima_ray.stages.rundir import CONFIG as RUN_CONFIG
-from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import Plan, Trained, check_pixels, check_view_size, feature_root, run_training
 from prima_ray.training.config import OptimizerConfig, SelectionConfig, TrainingConfig
 from prima_ray.training.task import seeded_init

@@ -19,6 +19,7 @@ from prima_ray.base import PrimaError, hash_key
 from prima_ray.data.fetched import local_copy
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.reader import RowReader, Rows
+from prima_ray.data.run_record import read_record
 from prima_ray.inference.appearance import measure
 from prima_ray.inference.bundle import Bundle
 from prima_ray.inference.evidence import Evidence, gather_evidence
@@ -34,7 +35,7 @@ from prima_ray.inference.reference import (
 )
 from prima_ray.knowledge.corpus import read_corpus
 from prima_ray.knowledge.vetting import read_log, resolve
-from prima_ray.stages.rundir import is_unvetted, read_record
+from prima_ray.stages.rundir import is_unvetted
 from prima_ray.stages.training import HeldOut, Trained
 
 _log = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ from pydantic import Field
 from prima_ray.base import InputPath, PrimaError, StrictConfig, hash_json, is_uri, write_atomic, write_json
 from prima_ray.config import load_config, read_yaml, validate_config
 from prima_ray.data.description import DataSetConfig
+from prima_ray.data.run_record import RECORD, read_record
 from prima_ray.knowledge.book import write_book
 from prima_ray.knowledge.chunks import Chunk
 from prima_ray.knowledge.corpus import CORPUS, cited_chunks, read_corpus, write_corpus
@@ -56,7 +57,7 @@ from prima_ray.knowledge.vetting import read_log, resolve
 from prima_ray.knowledge.vocabulary import Vocabulary
 from prima_ray.knowledge.writing import WriterConfig, check_writer, make_writer
 from prima_ray.stages.out_lock import open_alone
-from prima_ray.stages.rundir import RECORD, RunDir, check_finished, finish_run, read_record
+from prima_ray.stages.rundir import RunDir, check_finished, finish_run
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from prima_ray.base import PrimaError, StrictConfig, is_uri
 from prima_ray.config import input_paths, load_config, read_yaml
+from prima_ray.data.run_record import CONFIG
 from prima_ray.stages.run_checks import RUN
-from prima_ray.stages.rundir import CONFIG
 from prima_ray.training.checks import Check, Finding, Subject, run_checks
 from prima_ray.training.checks.access import ACCESS
 from prima_ray.training.checks.budget import BUDGET

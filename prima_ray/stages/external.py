@@ -39,12 +39,12 @@ from prima_ray.data.description import AttributeConfig, DataSetConfig, NumericAt
 from prima_ray.data.metadata import expand_names
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
 from prima_ray.data.reader import Rows
+from prima_ray.data.run_record import CONFIG, check_outputs
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.evaluation.baselines import metadata_baselines
 from prima_ray.evaluation.comparison import check_unseen
 from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.stages.row_sets import Load, RowSet, shard_tables
-from prima_ray.stages.rundir import CONFIG, check_outputs
 from prima_ray.stages.tested_run import TestedRun, model_name, read_diagnosing, read_trained_shards
 
 _NO_ROWS = np.empty(0, dtype=np.int64)

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, StrictConfig
+from prima_ray.data.run_record import read_record
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
@@ -15,7 +16,6 @@ from prima_ray.inference.familiarity import FamiliarityConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.lora import LoraConfig, Trainable
 from prima_ray.stages.answers import complete
-from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import (
     Plan,
     Trained,

@@ -10,8 +10,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, StrictConfig
+from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
-from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
+from prima_ray.data.run_record import read_record
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
@@ -22,7 +24,6 @@ from prima_ray.models.store import load_component
 from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages.answers import complete, corpus_of, read_evidence
 from prima_ray.stages.priors import inherited_description
-from prima_ray.stages.rundir import read_record
 from prima_ray.stages.training import (
     Plan,
     Trained,
@@ -50,6 +51,13 @@ class FuseInputs(StrictConfig):
     """Whose entries answers show as evidence; `null`: the one that `align` read."""
 
 
+class VectorConfig(StrictConfig):
+    """The attributes that the text speaks of, one-hot: a missing value is a block of zeros."""
+
+    bins: int = Field(default=8, ge=2)
+    """Quantile bins of a number, from the training rows."""
+
+
 class FuseConfig(TrainingConfig):
     """See the module."""
 
@@ -57,6 +65,8 @@ class FuseConfig(TrainingConfig):
     views: ViewConfig = ViewConfig(num_views="all")
     """All photos of an exam in training too: a fusion model that never saw two reads the second one badly."""
     text: MetadataTextConfig = MetadataTextConfig()
+    vector: VectorConfig | None = None
+    """The attributes as a vector beside the text; `null`: the text alone, as in the method."""
     image_tower: ImageTowerConfig | None = None
     """An untrained image tower, where no input gives one."""
     text_tower: TextTowerConfig | None = None
@@ -78,6 +88,8 @@ class FuseConfig(TrainingConfig):
             raise ValueError("the image tower: give inputs.finetune, inputs.align, or image_tower for an untrained one")
         if (self.inputs.align is not None) == (self.text_tower is not None):
             raise ValueError("the text tower: give inputs.align, or text_tower for an unaligned one")
+        if self.fusion.kind == "mlp" and self.fusion.reads == "attributes" and self.vector is None:
+            raise ValueError("fusion.reads is attributes: give `vector`, by which they become one")
         if self.features == "projected" and self.inputs.align is None:
             raise ValueError("features: projected needs the heads of inputs.align")
         if self.image_tower:
@@ -152,6 +164,7 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
         class_weights=class_weights(
             plan.index.labels[plan.roles.train], data_set.class_names, config.losses.class_weights
         ),
+        vector=_vector(config, plan, data_set),
         feature_root=feature_root(config),
         feature_config=config.feature_store,
         train_rows=plan.roles.train if trained else None,
@@ -159,17 +172,25 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
     )
 
 
+def _vector(config: FuseConfig, plan: Plan, data_set: DataSetConfig) -> SoftTargetEncoder | None:
+    if config.vector is None:
+        return None
+    rows = plan.index.attribute_rows(plan.roles.train)
+    return SoftTargetEncoder.fit_vector(rows, data_set, config.text, bins=config.vector.bins)
+
+
 def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str, Any]:
     align, names = config.inputs.align, trained.plan.index.manifest.data_set.class_names
     held_out = predict_held_out(
         trained, config, lambda scores, labels: fit_calibration(scores, labels, names, config.calibration)
     )
+    data_set = inherited_description(trained.plan.index.manifest.data_set, align)
     towers = tower_sources(config).build()
     # Of features that do not pass them the heads are kept to explain them: two small matrices.
     heads = towers.heads or (load_component(component_folder(align, "heads")) if align else None)
     bundle = Bundle.of(
         kind="fuse",
-        data_set=inherited_description(trained.plan.index.manifest.data_set, align),
+        data_set=data_set,
         text=config.text,
         views=config.views,
         features=config.features,
@@ -179,6 +200,7 @@ def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str,
             **({"heads": heads} if heads else {}),
             "fusion": trained.model,
         },
+        vector=_vector(config, trained.plan, data_set),
         tuned_after_alignment=heads is not None and config.inputs.finetune is not None,
         calibration=held_out.calibration,
     )

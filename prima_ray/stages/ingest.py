@@ -29,6 +29,7 @@ from prima_ray.data.leaks import (
     warnings,
 )
 from prima_ray.data.near_duplicates import NearDuplicatesConfig, find_near_duplicates
+from prima_ray.data.run_record import CONFIG, RECORD
 from prima_ray.data.schema import (
     FOLDS,
     FOLDS_SCHEMA,
@@ -46,7 +47,7 @@ from prima_ray.data.sources import Exam, Intake, Rejected, SourceConfig, read_so
 from prima_ray.data.splits import assign_folds, check_classes
 from prima_ray.stages.out_folder import OutFolder, open_out
 from prima_ray.stages.out_lock import locked
-from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, check_finished, finish_run, is_fresh, open_run
+from prima_ray.stages.rundir import RunDir, check_finished, finish_run, is_fresh, open_run
 from prima_ray.training.cluster import connect
 from prima_ray.training.config import LocalContextConfig, RayContextConfig, RayFirstContextConfig
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError
+from prima_ray.data.run_record import CONFIG, RECORD
 from prima_ray.data.schema import MANIFEST
 from prima_ray.data.storage import Folder, reaching
-from prima_ray.stages.rundir import CONFIG, RECORD
 
 
 @dataclass(frozen=True)

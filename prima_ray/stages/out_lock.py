@@ -18,8 +18,9 @@ from typing import Any
 
 from prima_ray.base import PrimaError, StrictConfig, is_uri
 from prima_ray.data.fetched import local_copy
+from prima_ray.data.run_record import CONFIG, RECORD
 from prima_ray.data.storage import Folder
-from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, is_fresh, open_run
+from prima_ray.stages.rundir import RunDir, is_fresh, open_run
 
 _fcntl: Any = None
 with suppress(ImportError):  # where it is missing (not a POSIX system), nobody is kept out

@@ -24,9 +24,10 @@ from typing import Any
 import pyarrow as pa
 
 from prima_ray.base import PrimaError, StrictConfig, json_text
+from prima_ray.data.run_record import CONFIG, RECORD
 from prima_ray.data.schema import split
 from prima_ray.data.storage import Folder, WorkingCopy, reaching, reason
-from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, open_run
+from prima_ray.stages.rundir import RunDir, open_run
 from prima_ray.training.loop import KEPT_APART
 
 _log = logging.getLogger(__name__)

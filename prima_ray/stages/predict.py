@@ -21,12 +21,12 @@ from prima_ray.data.description import AttributeConfig, DataSetConfig
 from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import text_attributes
 from prima_ray.data.plan import ExamIndex
+from prima_ray.data.run_record import CONFIG, check_model
 from prima_ray.data.schema import split
 from prima_ray.data.storage import Folder, reaching
 from prima_ray.inference.bundle import BundleConfig
 from prima_ray.inference.diagnosis import Diagnoser
 from prima_ray.inference.predictor import Exam, check_diagnoses, check_photo
-from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def predict_exam(
     config = check_diagnoses(run_dir)
     attributes = normalise_attributes(config.data_set, read_metadata(metadata))
     photos = tuple(_read(path) for path in images)
-    _check_model(run_dir)
+    check_model(run_dir)
     exam = Exam(images=photos, attributes=attributes)
     found = Diagnoser.load(run_dir).diagnose_one(exam, explain=explain is not None)
     if found.explanation is not None and explain is not None:
@@ -216,7 +216,7 @@ def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
     index = ExamIndex.read(shards)
     _check_same_language(config, index.manifest.data_set, where=shards)
     _check_out(str(out))
-    _check_model(run_dir)
+    check_model(run_dir)
     connect(RayContextConfig(), num_workers=0)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     probabilities = np.full((len(index), len(config.data_set.classes)), np.nan)
@@ -226,13 +226,6 @@ def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
             probabilities[rows] = found
     write_predictions(out, index, np.arange(len(index)), index.folds(_split(run_dir)), torch.from_numpy(probabilities))
     _log.info("%d exams predicted", len(index))
-
-
-def _check_model(run_dir: str) -> None:
-    """The model must be the one that the run wrote. One that came without its run.json is believed."""
-    local = local_copy(run_dir)
-    if (local / RECORD).exists():
-        check_outputs(local, read_record(local), folder="model")
 
 
 def _check_out(address: str) -> None:

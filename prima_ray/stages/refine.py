@@ -15,6 +15,7 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig, is_uri, write_js
 from prima_ray.data.masking import ReplacementConfig
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.reader import Rows
+from prima_ray.data.run_record import read_record
 from prima_ray.data.schema import join
 from prima_ray.data.text_shards import HELD_OUT
 from prima_ray.knowledge.corpus_texts import TextsConfig
@@ -25,7 +26,7 @@ from prima_ray.models.text_tower import TextTowerConfig
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.refine_report import ProbeConfig, ReportInputs, check_probe, log_table, read_terms, report
 from prima_ray.stages.refine_texts import SPLIT, TEXTS, TextsRequest, prepare_texts
-from prima_ray.stages.rundir import RunDir, check_finished, check_parent, finish_run, read_record
+from prima_ray.stages.rundir import RunDir, check_finished, check_parent, finish_run
 from prima_ray.stages.training import driver_context, train_task
 from prima_ray.training.checkpoint import Progress
 from prima_ray.training.config import EXECUTION_KEYS, LoopConfig, OptimizerConfig, SelectionConfig

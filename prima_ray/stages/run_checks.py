@@ -10,10 +10,11 @@ from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError, is_uri
 from prima_ray.config import differing_keys, input_paths, parse_yaml
+from prima_ray.data.run_record import CONFIG, RECORD, read_record
 from prima_ray.data.schema import MANIFEST, join, open_filesystem, read_manifest
 from prima_ray.data.storage import Folder, reaching
 from prima_ray.stages.out_lock import LOCK
-from prima_ray.stages.rundir import CONFIG, RECORD, RunDir, check_finished, no_run, other_config, read_record
+from prima_ray.stages.rundir import RunDir, check_finished, no_run, other_config
 from prima_ray.training.checkpoint import TornError, load_checkpoint, newest_first
 from prima_ray.training.checks import Check, Finding, Subject
 from prima_ray.training.config import EXECUTION_KEYS

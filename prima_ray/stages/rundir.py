@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,16 +20,13 @@ from typing import Any
 from prima_ray import __version__
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, is_uri, read_json, write_atomic, write_json
 from prima_ray.config import differing_keys, dump_config, read_yaml
-from prima_ray.data.fetched import MODEL_DEPTH, RUN_RECORD, local_copy
+from prima_ray.data.fetched import MODEL_DEPTH, local_copy
+from prima_ray.data.run_record import CONFIG, RECORD, check_outputs, check_present, read_record
 from prima_ray.data.schema import MANIFEST, read_manifest
 from prima_ray.data.storage import Folder, WorkingCopy, reaching
 from prima_ray.knowledge.corpus import CHUNKS, CORPUS, ENTRIES, TABLE
 from prima_ray.knowledge.vetting import LOG
 
-CONFIG = "config.yaml"
-RECORD = RUN_RECORD
-_KEYS = ("stage", "seed", "inputs", "outputs", "versions", "git_commit")
-_MEND = "Copy the run again, or train it again."
 _PACKAGES = ("ray", "torch", "transformers", "timm", "deepspeed", "peft", "pyarrow", "numpy", "scikit-learn")
 
 
@@ -164,70 +161,6 @@ def finish_run(
             run.files.store.upload(run.path / RECORD, RECORD)
 
 
-def read_record(path: str | Path, *, stage: str | None = None) -> dict[str, Any]:
-    """The run.json of a finished run.
-
-    Raises:
-        PrimaError: nothing finished there, or a run of another stage than ``stage``.
-    """
-    named, path = path, local_copy(path)
-    if not path.is_dir():
-        raise PrimaError("no such run directory", where=named)
-    if not (path / RECORD).exists():
-        state = "is not finished" if (path / CONFIG).exists() else "is no run directory"
-        raise PrimaError(f"this {state} (run.json is missing)", where=named, mend="Run its stage again to complete it.")
-    record: Any = read_json(path / RECORD)
-    absent = [key for key in _KEYS if not isinstance(record, dict) or key not in record]
-    if absent:
-        raise PrimaError(f"damaged: it has no key {absent[0]!r}", where=path / RECORD)
-    _check_types(record, where=path / RECORD)
-    if stage is not None and record.get("stage") != stage:
-        raise PrimaError(f"this is a run of {record.get('stage')}, expected one of {stage}", where=named)
-    found: dict[str, Any] = record
-    return found
-
-
-def _check_types(record: Mapping[str, Any], *, where: Path) -> None:
-    def texts(value: Any) -> bool:
-        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-
-    inputs, sizes = record["inputs"], record.get("sizes", {})
-    whole = {
-        "stage": isinstance(record["stage"], str),
-        "inputs": isinstance(inputs, dict)
-        and all(texts(item) and {"path", "hash"} <= set(item) for item in inputs.values()),
-        "outputs": texts(record["outputs"]),
-        "sizes": isinstance(sizes, dict) and all(isinstance(item, int) for item in sizes.values()),
-        "versions": texts(record["versions"]),
-    }
-    for key, right in whole.items():
-        if not right:
-            raise PrimaError(f"damaged: {key!r} does not hold what a run writes there", where=where, mend=_MEND)
-
-
-def check_outputs(path: str | Path, record: Mapping[str, Any], *, folder: str = "") -> None:
-    """Every file that is going to be read must be the one that the run wrote: a copy may have been cut short or mixed.
-
-    Reads them whole, so a command does it once, before it starts any worker.
-
-    Args:
-        folder: of the run; what lies outside of it is not looked at.
-
-    Raises:
-        PrimaError: naming the first that is missing or another.
-    """
-    names = [name for name in record["outputs"] if not folder or name.startswith(f"{folder}/")]
-    _check_present(Path(path), record, names, mend=_MEND)
-    for name in names:
-        file = Path(path) / name
-        try:
-            found = hash_file(file)
-        except OSError as error:
-            raise PrimaError(f"cannot be read ({error.strerror})", where=file) from None
-        if found != record["outputs"][name]:
-            raise _replaced(file, "checksum", mend=_MEND)
-
-
 def check_parent(path: str) -> None:
     """The model files below ``path`` must be those that their run wrote: a run, or a folder inside of one.
 
@@ -251,23 +184,7 @@ def check_finished(run: RunDir) -> None:
     """
     record = read_record(run.path, stage=run.stage)
     mend = "Copy the run again, or delete the folder and run its stage again."
-    _check_present(run.address, record, record["outputs"], mend=mend)
-
-
-def _check_present(run: str | Path, record: Mapping[str, Any], names: Iterable[str], *, mend: str) -> None:
-    sizes = record.get("sizes", {})  # runs of before there were sizes do not say
-    home = Folder.at(run)
-    with reaching(home.address, "cannot be read"):
-        found = {name: home.size(name) for name in names}
-    for name, size in found.items():
-        if size is None:
-            raise PrimaError("this file of the run is missing", where=home.where(name), mend=mend)
-        if name in sizes and size != sizes[name]:
-            raise _replaced(home.where(name), f"{size} bytes, it had {sizes[name]}", mend=mend)
-
-
-def _replaced(file: str | Path, how: str, *, mend: str) -> PrimaError:
-    return PrimaError(f"is not the file that the run wrote ({how})", where=file, mend=mend)
+    check_present(run.address, record, record["outputs"], mend=mend)
 
 
 def _run_of(path: str) -> Path | None:

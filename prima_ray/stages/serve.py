@@ -9,16 +9,15 @@ from pathlib import Path
 
 from prima_ray.base import PrimaError, is_loopback, is_uri
 from prima_ray.config import load_config
-from prima_ray.data.fetched import local_copy
+from prima_ray.data.run_record import check_model
 from prima_ray.inference.predictor import check_diagnoses
 from prima_ray.serving import deployments
 from prima_ray.serving.app import create_app
 from prima_ray.serving.config import ServingConfig
-from prima_ray.serving.deployments import ServeEngine
 from prima_ray.serving.keys import KeyRing, add_key
 from prima_ray.serving.metrics import Metrics
+from prima_ray.serving.serve_engine import ServeEngine
 from prima_ray.serving.server import listen, serve_app
-from prima_ray.stages.rundir import RECORD, check_outputs, read_record
 from prima_ray.training.cluster import connect, disconnect
 from prima_ray.training.config import RayContextConfig
 
@@ -143,9 +142,7 @@ def check_run(run: str) -> None:
         PrimaError: it is not.
     """
     check_diagnoses(run)
-    local = local_copy(run)
-    if (local / RECORD).exists():
-        check_outputs(local, read_record(local), folder="model")
+    check_model(run)
 
 
 def run_keys(path: str, *, add: str) -> str:

@@ -14,10 +14,10 @@ from prima_ray.base import PrimaError
 from prima_ray.config import read_yaml
 from prima_ray.data.fetched import local_copy
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
+from prima_ray.data.run_record import CONFIG, RECORD, check_outputs, read_record
 from prima_ray.evaluation.comparison import check_unseen
 from prima_ray.inference.bundle import read_calibration
 from prima_ray.inference.calibration import Calibration
-from prima_ray.stages.rundir import CONFIG, RECORD, check_outputs, read_record
 
 MEND = "Copy the run again, or train it again."
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from prima_ray.base import PrimaError, StrictConfig, hash_json, write_atomic, write_json
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
+from prima_ray.data.run_record import RECORD
 from prima_ray.evaluation.baselines import check_options, mask_blocks, metadata_baseline
 from prima_ray.evaluation.metrics import Probabilities, headline
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.row_sets import read_predictions, shard_tables, single_photos
-from prima_ray.stages.rundir import RECORD
 from prima_ray.studies.cells import Cell, Question, cells_folder, folds_of
 from prima_ray.studies.config import LateFusionVariant, MetadataVariant, StudyConfig, TrainedVariant
 

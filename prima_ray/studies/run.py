@@ -10,9 +10,10 @@ from typing import Any
 
 from prima_ray.base import PrimaError, write_atomic, write_json
 from prima_ray.data.plan import ExamIndex
+from prima_ray.data.run_record import RECORD
 from prima_ray.evaluation.report import render, text_table
 from prima_ray.stages.out_lock import open_alone
-from prima_ray.stages.rundir import RECORD, is_unvetted
+from prima_ray.stages.rundir import is_unvetted
 from prima_ray.studies.answers import answer_cells, choose_runs, fold_data, gather_answers
 from prima_ray.studies.cells import Cell, CellPlanner, plan_study
 from prima_ray.studies.config import StudyConfig

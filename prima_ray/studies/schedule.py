@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError, StrictConfig, read_json, write_json
-from prima_ray.stages.rundir import RECORD
+from prima_ray.data.run_record import RECORD
 from prima_ray.studies.cells import Cell
 from prima_ray.training.cluster import connect, view
 from prima_ray.training.config import LoopConfig, RayContextConfig

@@ -14,7 +14,7 @@ from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig, compute_features
 from prima_ray.data.features import FeatureSet
-from prima_ray.data.metadata import MetadataTextConfig
+from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
 from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
@@ -75,6 +75,8 @@ class FuseTask(ClassificationTask):
     fusion: FusionConfig
     losses: ClassificationLossConfig
     class_weights: tuple[float, ...]
+    vector: SoftTargetEncoder | None
+    """Makes the attributes' vector; None for a model that reads the text alone."""
     feature_root: str
     feature_config: FeatureConfig
     train_rows: Rows | None = None
@@ -91,7 +93,8 @@ class FuseTask(ClassificationTask):
         def encode(batch: ImageTextBatch) -> dict[str, Tensor]:
             with torch.no_grad():
                 outputs: dict[str, Tensor] = encoder(batch.to(context.device))
-            return outputs
+            # Stored with the text that was made beside it: both do without the same attributes.
+            return outputs if batch.attributes is None else {**outputs, "attributes": batch.attributes}
 
         tokenizer = encoder.text_tower.config.tokenizer()
         sets = []
@@ -103,6 +106,7 @@ class FuseTask(ClassificationTask):
                 views=self.views,
                 text=self.text,
                 tokenizer=tokenizer,
+                vector=self.vector,
             )
             with counting(context, "fuse: features of both towers") as progress:
                 found = compute_features(
@@ -122,6 +126,7 @@ class FuseTask(ClassificationTask):
         inputs = FusionInputs(
             image_width=encoder.image_width,
             text_width=encoder.text_width,
+            attribute_width=self.vector.width if self.vector else 0,
             grid=encoder.image_tower.grid,
             class_phrases=tuple(item.phrase for item in self.data_set.classes),
             subject=self.data_set.subject,

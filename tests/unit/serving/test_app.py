@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,12 @@ def test_metrics_tell_what_was_answered(client: TestClient, photo: bytes) -> Non
         'prima_stage_seconds_count{stage="encode"} 1.0',
     ):
         assert line in text, line
+
+
+def test_a_replica_holds_the_files_to_the_hashes_of_their_run(tiny_fuse: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_fuse, run)
+    config = run / "model" / "config.json"
+    config.write_text(config.read_text().replace('"version"', ' "version"', 1))
+    with pytest.raises(PrimaError, match="is not the file that the run wrote"):
+        Model(str(run))

@@ -76,6 +76,14 @@ def test_the_first_model_has_to_be_there(gateway: Gateway) -> None:
         asyncio.run(gateway.reconfigure({"model": "away"}))
 
 
+def test_a_fallback_is_asked_where_the_first_model_is_refused(gateway: Gateway) -> None:
+    engine = gateway.engine = _Engine()  # type: ignore[assignment]
+    engine.may.set()
+    asyncio.run(gateway.reconfigure({"model": "broken", "fallback": "a"}))
+    assert engine.live == "a"
+    assert b'prima_switches_total{outcome="refused"} 1.0' in gateway._metrics.text()
+
+
 def test_requests_are_logged_where_nobody_has_set_logging_up() -> None:
     program = (
         "from prima_ray.serving.records import lines_to_stderr, log_request\n"

@@ -14,13 +14,14 @@ import pytest
 
 from prima_ray.base import PrimaError, StrictConfig
 from prima_ray.data.fetched import local_copy
+from prima_ray.data.run_record import read_record
 from prima_ray.data.schema import open_filesystem
 from prima_ray.data.storage import Folder
 from prima_ray.stages import out_store
 from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.predict import predict_exam, run_predict
-from prima_ray.stages.rundir import check_parent, read_record
+from prima_ray.stages.rundir import check_parent
 from prima_ray.training import loop as loop_module
 from prima_ray.training.checkpoint import load_last
 from tests.conftest import train_tiny

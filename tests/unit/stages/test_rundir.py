@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 
 from prima_ray.base import PrimaError, StrictConfig
+from prima_ray.data.run_record import check_outputs, read_record
 from prima_ray.stages import rundir
-from prima_ray.stages.rundir import (
-    ParentState,
-    RunDir,
-    check_finished,
-    check_outputs,
-    check_parent,
-    finish_run,
-    input_hash,
-    open_run,
-    read_record,
-)
+from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run, input_hash, open_run
 from tests.unit.knowledge.toy_corpus import make_corpus
 
 

@@ -1,0 +1,149 @@
+"""A whole study of tiny runs, in this process: what it writes, what it keeps, what a failure costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prima_ray.base import PrimaError, read_json
+from prima_ray.cli import main
+from prima_ray.config import load_config
+from prima_ray.data.plan import ExamIndex
+from prima_ray.evaluation.metrics import headline
+from prima_ray.stages.row_sets import read_predictions
+from prima_ray.studies.answers import Answers, FoldData, labelled_roles, late_fusion_answers, metadata_answers
+from prima_ray.studies.cells import plan_study
+from prima_ray.studies.config import LateFusionVariant, MetadataVariant, StudyConfig
+from prima_ray.studies.run import run_study
+from tests.unit.studies.conftest import write_study
+
+Make = Callable[..., StudyConfig]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, labelled_shards: str) -> StudyConfig:
+    """A finished study: do not write into it."""
+    folder = tmp_path_factory.mktemp("study")
+    path = write_study(folder, labelled_shards, claims=[["prima", "photos", "reading the attributes"]])
+    found = load_config(StudyConfig, path)
+    run_study(found)
+    return found
+
+
+def cell_of(study: StudyConfig, variant: str, fold: int) -> Any:
+    cells, asked = plan_study(study, ExamIndex.read(str(study.inputs.shards)))
+    return cells[asked[variant, 0, fold, 0]]
+
+
+def test_a_figure_is_the_mean_over_the_folds_of_the_runs_own(study: StudyConfig) -> None:
+    metrics = read_json(Path(study.out) / "metrics.json")
+    index = ExamIndex.read(str(study.inputs.shards))
+    by_fold = []
+    for fold in (0, 1):
+        rows = labelled_roles(index, split="patient", fold=fold).test
+        found = read_predictions(cell_of(study, "prima", fold).folder, index, rows)
+        by_fold.append(headline(index.labels[rows], found)["macro_f1"])
+    told = metrics["sets"]["all"]["headline"]
+    assert told["models"]["prima"]["macro_f1"]["value"] == pytest.approx(np.mean(by_fold))
+    assert told["over_folds"]["prima"]["macro_f1"]["sd"] == pytest.approx(np.std(by_fold, ddof=1))
+    assert list(metrics["sets"]) == ["all", "complete", "masked", "photos"]
+    assert [row["chosen"] for row in metrics["choices"]["metadata"]] != []
+    (claim,) = metrics["claims"]
+    gap = told["models"]["prima"]["macro_f1"]["value"] - told["models"]["photos"]["macro_f1"]["value"]
+    assert claim["sets"]["all"]["differences"]["macro_f1"]["value"] == pytest.approx(gap)
+    assert metrics["runs"]["photos"]["runs"] == 2
+
+
+def test_the_page_names_every_variant_and_how_to_make_it_again(study: StudyConfig) -> None:
+    page = (Path(study.out) / "report.html").read_text()
+    for text in ("PRIMA", "photos alone", "attributes alone", "added up", "prima study", "reading the attributes"):
+        assert text in page, text
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_nothing_finished_is_run_again(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cell_of(study, "prima", 0).folder / "run.json"
+    stamp = before.stat().st_mtime_ns
+    monkeypatch.setattr("prima_ray.studies.schedule.run_cell", lambda *_: pytest.fail("a finished run was run again"))
+    run_study(study)
+    assert before.stat().st_mtime_ns == stamp
+
+
+def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, capfd: Any) -> None:
+    raw = make_study().model_dump(mode="json")
+    # Too few steps is no failure; a learning rate that diverges is.
+    raw["variants"]["prima"]["candidates"] = [{"optimizer.lr": 1e12, "optimizer.clip_norm": None}]
+    broken = make_study(variants=raw["variants"], ours="photos")
+    with pytest.raises(PrimaError) as error:
+        run_study(broken)
+    assert "2 of 4 runs failed; the first, both (fold 0, seed 0): " in str(error.value)
+    metrics = read_json(Path(broken.out) / "metrics.json")
+    assert metrics["variants"]["prima"]["missing"] == [[0, 0], [1, 0]]
+    assert "prima" not in metrics["sets"]["all"]["headline"]["models"]
+
+
+def test_a_missing_parent_keeps_its_children_from_running(make_study: Make) -> None:
+    raw = make_study().model_dump(mode="json")
+    raw["recipes"]["photos"]["change"] = {"max_steps": 2, "optimizer.lr": 1e12, "optimizer.clip_norm": None}
+    with pytest.raises(PrimaError, match="prima has no finished run"):
+        run_study(make_study(recipes=raw["recipes"]))
+
+
+def test_the_command_line(tmp_path: Path, labelled_shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    variants = {
+        "one": {"kind": "metadata", "title": "one"},
+        "two": {"kind": "metadata", "title": "two", "model": "gradient_boosting"},
+    }
+    path = write_study(tmp_path / "given", labelled_shards, variants=variants, ours="one")
+    assert main(["study", str(path), "--set", f"out={tmp_path / 'there'}"]) == 0
+    assert capsys.readouterr().out == f"run: {tmp_path / 'there'}\n"
+    assert main(["study", str(path), "--set", f"out={tmp_path / 'there'}", "--set", "choose_by=accuracy"]) == 2
+    assert "it differs in choose_by" in capsys.readouterr().err
+    raw = json.dumps({"one": {**variants["one"], "candidates": [{"c": 1}]}, "two": variants["two"]})
+    assert main(["study", str(path), "--set", f"out={tmp_path / 'other'}", "--set", f"variants={raw}"]) == 2
+    assert "logistic_regression has no option 'c'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def data(labelled_shards: str) -> FoldData:
+    index = ExamIndex.read(labelled_shards)
+    return FoldData(index, labelled_roles(index, split="patient", fold=0), 0, "macro_f1")
+
+
+def test_late_fusion_adds_log_probabilities_by_the_weights_that_are_best_on_validation(data: FoldData) -> None:
+    rng = np.random.default_rng(0)
+
+    def said(sharp: float) -> Answers:
+        def of(rows: Any) -> Any:
+            scores = sharp * np.eye(3)[data.index.labels[rows]] + rng.normal(size=(len(rows), 3))
+            return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+        test = of(data.roles.test)
+        return Answers(of(data.roles.val), test, test, test[data.photo_rows], 0, ())
+
+    right, noise = said(9.0), said(0.0)
+    variant = LateFusionVariant(title="late", of=("a", "b"), candidates=((0, 1), (1, 0.5)))
+    found = late_fusion_answers(variant, [right, noise], data)
+    assert (found.chosen, found.scores[1]) == (1, 1.0)
+    wanted = right.test * np.sqrt(noise.test)
+    np.testing.assert_allclose(found.test, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-9)
+
+
+def test_a_classifier_of_attributes_is_chosen_on_validation_and_learns_from_it_afterwards(data: FoldData) -> None:
+    variant = MetadataVariant(title="lr", candidates=({"C": 1e-6}, {"C": 1.0}))
+    found = metadata_answers(variant, data)
+    assert found.scores[found.chosen] == max(found.scores)
+    from prima_ray.evaluation.baselines import metadata_baseline
+
+    both = np.sort(np.concatenate([data.roles.train, data.roles.val]))
+    model = metadata_baseline("", data.index.manifest.data_set, options=variant.candidates[found.chosen])
+    assert model is not None
+    index = data.index
+    wanted = model.fit_predict(index.attribute_rows(both), index.labels[both], index.attribute_rows(data.roles.test), 3)
+    np.testing.assert_allclose(found.test, wanted)
+    assert found.photos.shape == (int(index.num_images[data.roles.test].sum()), 3)
