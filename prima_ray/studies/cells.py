@@ -89,7 +89,13 @@ class CellPlanner:
             seed = self._study.seeds[0]
         cls = config_class(recipe.stage)
         parents = {role: self.cell(parent, fold=fold, seed=seed) for role, parent in recipe.parents.items()}
-        given = {**recipe.change, **change, **{f"inputs.{role}": str(cell.folder) for role, cell in parents.items()}}
+        common = self._study.change if issubclass(cls, LoopConfig) else {}
+        given = {
+            **common,
+            **recipe.change,
+            **change,
+            **{f"inputs.{role}": str(cell.folder) for role, cell in parents.items()},
+        }
         has_fold, has_seed = "fold" in cls.model_fields, "seed" in cls.model_fields
         if has_fold:
             given |= {"fold": fold, "split": self._study.split}

@@ -96,6 +96,8 @@ class StudyConfig(StrictConfig):
     folds: tuple[int, ...] | None = None
     """Test folds; None: all."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    change: Changes = Field(default={})
+    """Keys that every recipe that trains has: `{context.kind: local, num_workers: 1}`."""
     recipes: dict[Name, RecipeConfig]
     variants: dict[Name, VariantConfig] = Field(min_length=1)
     ours: Name

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from prima_ray.base import PrimaError
+from prima_ray.base import PrimaError, write_json
 from prima_ray.data.plan import ExamIndex
-from prima_ray.data.schema import FOLDS
+from prima_ray.data.schema import FOLDS, MANIFEST, read_manifest
 from prima_ray.studies.cells import plan_study
 from prima_ray.studies.config import StudyConfig
+from tests.conftest import describe_file
 
 Make = Callable[..., StudyConfig]
 
@@ -81,6 +82,13 @@ def test_a_planted_leak_is_caught(make_study: Make, make_shards: Callable[..., s
     folds[1] = (folds[0] + 1) % 4
     table = table.set_column(1, "patient", pa.array(folds, table.schema.field("patient").type))
     pq.write_table(table, path)
+    # Its checksum alone would tell.
+    manifest = read_manifest(shards)
+    side = tuple(
+        describe_file(Path(shards), FOLDS, table.num_rows) if item.path == FOLDS else item
+        for item in manifest.side_files
+    )
+    write_json(Path(shards) / MANIFEST, manifest.model_copy(update={"side_files": side}).model_dump(mode="json"))
     study = make_study(inputs={"shards": shards}, folds=[0, 1, 2, 3])
     index = ExamIndex.read(shards)
     with pytest.raises(PrimaError, match=r"a leak: 1 patient \(p000\) among those that it is scored on"):
