@@ -23,9 +23,11 @@ import aiohttp
 async def drive(
     url: str, body: bytes, *, clients: int, seconds: float, enough: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Statuses (0: no answer at all) and times of what was asked in so many seconds, or until it is enough."""
+    """Statuses (0: no answer at all) and times of what was asked in so many seconds, or until it is enough; `trace`: of
+    each request the seconds until it ended, how many it took, and its status."""
     statuses: Counter[int] = Counter()
     times: list[float] = []
+    trace: list[tuple[float, float, int]] = []
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as session:
         began = time.perf_counter()
@@ -38,16 +40,20 @@ async def drive(
                     async with session.post(url, data=body, headers={"content-type": "application/json"}) as response:
                         await response.read()
                         statuses[response.status] += 1
+                        ended = time.perf_counter()
+                        trace.append((ended - began, ended - started, response.status))
                         if response.status == 200:
-                            times.append(time.perf_counter() - started)
+                            times.append(ended - started)
                         elif response.status in (429, 503):
                             await asyncio.sleep(0.2)
                 except (aiohttp.ClientError, TimeoutError):
                     statuses[0] += 1
+                    ended = time.perf_counter()
+                    trace.append((ended - began, ended - started, 0))
 
         await asyncio.gather(*(one() for _ in range(clients)))
         took = time.perf_counter() - began
-    return {"statuses": dict(statuses), **figures(times, took)}
+    return {"statuses": dict(statuses), "trace": trace, **figures(times, took)}
 
 
 def figures(times: list[float], took: float) -> dict[str, float]:
@@ -72,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     given = parser.parse_args()
     found = asyncio.run(drive(given.url, given.body.read_bytes(), clients=given.clients, seconds=given.seconds))
+    found.pop("trace")
     print(json.dumps(found))
 
 

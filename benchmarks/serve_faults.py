@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -124,6 +125,7 @@ def follow(url: str, body: Path, seconds: float) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     found: dict[str, Any] = {}
+    answers: list[tuple[float, float, int]] = []
     time.sleep(3)
     for name, clients, limit_s, enough in ((MANY, 12, seconds, lambda: False), (ONE, 1, 90.0, back)):
         since = now()
@@ -131,9 +133,19 @@ def follow(url: str, body: Path, seconds: float) -> dict[str, Any]:
         load.start()
         load.join()
         found[name] = {**row(load.found), "from s": since, "to s": now()}
+        answers += [(since + ended, took, status) for ended, took, status in load.found["trace"]]
     over.set()
     watcher.join()
-    return {**found, "replicas by s": samples}
+    return {**found, "replicas by s": samples, "p50 ms by s": by_second(answers)}
+
+
+def by_second(answers: Sequence[tuple[float, float, int]]) -> list[tuple[int, float]]:
+    """The median time of what was answered in each second."""
+    seconds: dict[int, list[float]] = {}
+    for ended, took, status in answers:
+        if status == 200:
+            seconds.setdefault(int(ended), []).append(1000 * took)
+    return [(second, round(statistics.median(times), 1)) for second, times in sorted(seconds.items())]
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -142,15 +154,19 @@ def plot(found: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
+    figure, (above, below) = plt.subplots(2, figsize=(7, 3.8), layout="constrained", sharex=True)
     times, counts = zip(*found["replicas by s"], strict=True)
-    axes.step(times, counts, where="post", color="#1a5f8a", label="replicas (processes)")
-    for name, colour in ((MANY, "#f0a202"), (ONE, "#7a9e3f")):
-        axes.axvspan(found[name]["from s"], found[name]["to s"], color=colour, alpha=0.2, label=name)
-    axes.set(xlabel="seconds", ylabel="replicas", yticks=range(max(counts) + 2))
+    above.step(times, counts, where="post", color="#1a5f8a")
+    above.set(ylabel="replicas (processes)", yticks=range(max(counts) + 2))
+    seconds, medians = zip(*found["p50 ms by s"], strict=True)
+    below.step(seconds, medians, where="post", color="#1a5f8a")
+    below.set(xlabel="seconds", ylabel="median time, ms", ylim=(0, None))
+    for axes in (above, below):
+        for name, colour in ((MANY, "#f0a202"), (ONE, "#7a9e3f")):
+            axes.axvspan(found[name]["from s"], found[name]["to s"], color=colour, alpha=0.2, label=name)
     answered, refused, failed = (found[MANY][key] + found[ONE][key] for key in ("200", "refused", "failed"))
-    axes.set_title(f"{answered} answered, {refused} refused, {failed} failed", fontsize=10)
-    axes.legend(loc="upper right")
+    above.set_title(f"{answered} answered, {refused} refused, {failed} failed", fontsize=10)
+    below.legend(loc="upper right")
     figure.savefig(path)
 
 

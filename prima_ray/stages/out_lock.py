@@ -29,6 +29,10 @@ with suppress(ImportError):  # where it is missing (not a POSIX system), nobody 
 LOCK = ".lock"
 
 
+class InUseError(PrimaError):
+    """Another process is working in the folder."""
+
+
 @contextmanager
 def open_alone(
     config: StrictConfig,
@@ -108,7 +112,7 @@ def _lock(run: RunDir) -> int | None:
             _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise PrimaError(
+            raise InUseError(
                 "another process is working in this folder",
                 where=run.path,
                 mend="Wait for it to end, or choose another `out`.",

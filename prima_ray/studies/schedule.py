@@ -19,6 +19,7 @@ from typing import Any
 
 from prima_ray.base import PrimaError, StrictConfig, read_json, write_json
 from prima_ray.data.run_record import RECORD
+from prima_ray.stages.out_lock import InUseError
 from prima_ray.studies.cells import Cell
 from prima_ray.training.cluster import connect, view
 from prima_ray.training.config import LoopConfig, RayContextConfig
@@ -27,6 +28,7 @@ from prima_ray.training.shared_folder import check_shared
 _log = logging.getLogger(__name__)
 _RETRIES = 2
 """Of a cell whose process died: killed for memory, or with its node."""
+_HANDOVER_S = 60.0
 _HOUR, _MINUTE = 3600, 60
 
 
@@ -88,7 +90,7 @@ def run_cell(work: Callable[[Any], Any], config: StrictConfig, log: str, threads
     started = time.perf_counter()
     with open(log, "a", encoding="utf-8", buffering=1) as file, _logging_to(file), limited(torch, threads):
         try:
-            work(config)
+            _do(work, config)
         except PrimaError as error:
             print(f"prima: {error}", file=file)
             return Outcome(time.perf_counter() - started, str(error), mistake=True)
@@ -97,6 +99,19 @@ def run_cell(work: Callable[[Any], Any], config: StrictConfig, log: str, threads
             lines = str(error).strip().splitlines() or [""]
             return Outcome(time.perf_counter() - started, f"{type(error).__name__}: {lines[-1]}")
     return Outcome(time.perf_counter() - started)
+
+
+def _do(work: Callable[[Any], Any], config: StrictConfig) -> None:
+    """Where a study was killed a moment ago, its runs may still be on their way out."""
+    deadline = time.monotonic() + _HANDOVER_S
+    while True:
+        try:
+            work(config)
+            return
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 @contextlib.contextmanager

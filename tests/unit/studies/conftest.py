@@ -47,7 +47,7 @@ def write_study(folder: Path, shards: str, **changes: Any) -> Path:
         **changes,
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path
 
 
