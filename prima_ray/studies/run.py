@@ -43,6 +43,8 @@ def run_study(config: StudyConfig) -> Path:
         further = answer_cells(config, [cell for cell, _ in chosen.values()], shards)
         _run(config, {cell.key: cell for cell in further.values()})
         everything = gather_answers(config, data, chosen, further)
+        if not everything[config.ours]:
+            _refuse_failed(progress)
         metrics = figures(config, data, everything)
         metrics["runs"] = _times(cells)
         metrics["unvetted"] = any(is_unvetted(str(cell.folder)) for cell in cells.values())

@@ -90,7 +90,7 @@ def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, 
 def test_a_missing_parent_keeps_its_children_from_running(make_study: Make) -> None:
     raw = make_study().model_dump(mode="json")
     raw["recipes"]["photos"]["change"] = {"max_steps": 2, "optimizer.lr": 1e12, "optimizer.clip_norm": None}
-    with pytest.raises(PrimaError, match="prima has no finished run"):
+    with pytest.raises(PrimaError, match=r"2 of 4 runs failed, and 2 that need them were not run; the first, photos"):
         run_study(make_study(recipes=raw["recipes"]))
 
 
