@@ -152,10 +152,12 @@ def _by_variant(asked: Mapping[Question, str]) -> dict[tuple[str, int, int], lis
     return found
 
 
-def trained_answers(data: FoldData, cell: Cell, further: Cell, scores: Sequence[float], number: int) -> Answers:
-    """What a run said."""
-    with np.load(Path(further.config.out) / _FILE) as more:  # type: ignore[attr-defined]
-        masked, photos = more["masked"], more["photos"]
+def trained_answers(data: FoldData, cell: Cell, further: Cell | None, scores: Sequence[float], number: int) -> Answers:
+    """What a run said; without further questions nothing of `masked` and `photos`."""
+    masked = photos = np.zeros((0, data.num_classes))
+    if further is not None:
+        with np.load(further.folder / _FILE) as more:
+            masked, photos = more["masked"], more["photos"]
     return Answers(
         val=read_predictions(cell.folder, data.index, data.roles.val),
         test=read_predictions(cell.folder, data.index, data.roles.test),
@@ -205,6 +207,9 @@ def late_fusion_answers(variant: LateFusionVariant, parts: Sequence[Answers], da
     candidates = variant.candidates or (tuple(1.0 for _ in parts),)
 
     def added(weights: Sequence[float], pick: Callable[[Answers], Probabilities]) -> Probabilities:
+        if not all(len(pick(part)) for part in parts):
+            # A search asks runs nothing further.
+            return np.zeros((0, data.num_classes))
         terms = [np.log(np.maximum(pick(part), _SMALLEST)) for part in parts]
         summed = np.tensordot(weights, terms, axes=1)
         powers = np.exp(summed - summed.max(axis=1, keepdims=True))
@@ -246,9 +251,10 @@ def gather_answers(
                     found[name][fold, seed] = said
                 elif isinstance(variant, TrainedVariant) and (name, fold, seed) in chosen:
                     cell, scores = chosen[name, fold, seed]
-                    if (further[cell.key].folder / RECORD).exists():
+                    more = further.get(cell.key)
+                    if more is None or (more.folder / RECORD).exists():
                         number = int(np.argmax(scores))
-                        found[name][fold, seed] = trained_answers(mine, cell, further[cell.key], scores, number)
+                        found[name][fold, seed] = trained_answers(mine, cell, more, scores, number)
                 elif isinstance(variant, LateFusionVariant):
                     late.append((name, variant, fold, seed))
     for name, variant, fold, seed in late:

@@ -106,6 +106,8 @@ class StudyConfig(StrictConfig):
     """Candidates that each variant with something to choose has; None: as many as each lists."""
     choose_by: Literal["macro_f1", "balanced_accuracy", "accuracy"] = "macro_f1"
     """On the validation fold."""
+    scored_on: Literal["test", "validation"] = "test"
+    """`validation`: a search, in which no test fold is looked at; its figures are a little too good."""
     num_resamples: int = Field(default=1000, ge=1)
     claims: tuple[tuple[Name, Name, str], ...] = ()
     """(with, without, what): pairs of variants that differ in one component, told as "does it pay"."""

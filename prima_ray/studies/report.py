@@ -11,7 +11,7 @@ from prima_ray.evaluation.metrics import HEADLINE
 from prima_ray.evaluation.report import Cell, Grid, Report, Section, Table, percent
 from prima_ray.evaluation.sections import difference_grid, interval_cell, operating_section
 from prima_ray.evaluation.statistics import Interval
-from prima_ray.studies.results import TITLES
+from prima_ray.studies.results import TITLES, WHOLE
 from prima_ray.studies.schedule import duration
 
 _WORDS = {
@@ -40,13 +40,14 @@ def build_report(metrics: Mapping[str, Any], data_set: DataSetConfig, command: s
     names = {name: item["title"] for name, item in metrics["variants"].items()}
     sets = metrics["sets"]
     folds, seeds = metrics["folds"], metrics["seeds"]
-    whole = sets["all"]
+    whole = _whole(sets)
+    searched = metrics["scored_on"] == "validation"
     return Report(
         title=metrics["title"] or f"{data_set.title or data_set.name}: a study",
         subtitle=f"{whole['num_exams']} exams of {whole['num_patients']} patients of "
         f"{data_set.title or data_set.name}; {_count(len(folds), 'test fold')} grouped by {metrics['split']}, "
-        f"{_count(len(seeds), 'seed')}. Everything that is chosen is chosen on validation folds; each test fold is "
-        "touched once.",
+        f"{_count(len(seeds), 'seed')}. Everything that is chosen is chosen on validation folds; "
+        + ("no test fold was looked at." if searched else "each test fold is touched once."),
         verdict=verdict_sentences(metrics),
         warnings=_warnings(metrics, names),
         tables=[
@@ -96,7 +97,7 @@ def verdict_sentences(metrics: Mapping[str, Any]) -> list[str]:
         ]
         found.append(f"{TITLES[name]}: {ours} beside the best of the others, {names[best]}: {'; '.join(parts)}.")
     for claim in metrics["claims"]:
-        record = claim["sets"].get("all")
+        record = next((claim["sets"][name] for name in WHOLE if name in claim["sets"]), None)
         if record is None:
             found.append(f"{claim['what']}: not told, a variant is missing.")
             continue
@@ -105,6 +106,12 @@ def verdict_sentences(metrics: Mapping[str, Any]) -> list[str]:
             for figure in _JUDGED
         ]
         found.append(f"{claim['what']}: {'; '.join(parts)}.")
+    return found
+
+
+def _whole(sets: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The set that a study is judged by."""
+    found: Mapping[str, Any] = next(sets[name] for name in WHOLE if name in sets)
     return found
 
 
@@ -120,6 +127,8 @@ def _warnings(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
         if item["missing"]:
             lost = ", ".join(f"fold {fold} seed {seed}" for fold, seed in item["missing"])
             found.append(f"{names[name]} has no answer in {lost}: all variants are compared on what they share.")
+    if metrics["scored_on"] == "validation":
+        found.append("Scored on validation folds, where runs were chosen too: figures are a little too good. A search.")
     if metrics.get("unvetted"):
         found.append("Unvetted: runs of this study used entries of a risk corpus that nobody has vetted.")
     if metrics["split"] == "lesion":
@@ -129,7 +138,7 @@ def _warnings(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
 
 def _sections(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[Section]:
     sets = metrics["sets"]
-    whole = sets["all"]
+    whole = _whole(sets)
     sections = [
         Section("Mean (SD) over the folds", "As papers print it, in %; SD with n - 1.", _fold_grids(sets, names)),
         Section(

@@ -3,6 +3,7 @@
     title, ours, split, folds, seeds, choose_by, num_resamples, level
     shards_hash, classes, positive      the data
     variants                            name -> title, kind, and `missing`: test folds and seeds without an answer
+    scored_on                           `test`, or `validation`: then `sets.validation` is the only one
     sets.all|complete|masked|photos     num_exams, num_patients, and `headline`, `classes` (F1), `belief`, `operating`:
                                         see `evaluation.evidence.plain_scores`; models are named by their variants
     claims                              what, with, without; sets.<set>: difference and verdict by figure
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,13 @@ from prima_ray.studies.config import StudyConfig
 
 TITLES = {
     "all": "All exams",
+    "validation": "Validation folds",
     "complete": "Exams with complete metadata",
     "masked": "All exams, blocks masked for everybody",
     "photos": "Photo by photo",
 }
+WHOLE = ("all", "validation")
+"""Sets of all exams: one of them is what a study is judged by."""
 _SEEDS = 10_000
 """More than there are folds."""
 
@@ -48,18 +52,22 @@ class ExamSet:
     """Which answers a set of exams is made of."""
 
     name: str
+    role: Literal["test", "val"]
     pick: Callable[[Answers], Probabilities]
     rows: Mapping[int, NDArray[np.int64]]
-    """Test fold -> places among its test exams, one for each row of the answers that are picked."""
+    """Test fold -> places among the exams of the role, one for each row of the answers that are picked."""
     kept: Mapping[int, NDArray[np.int64]]
     """Test fold -> rows of the answers that count."""
 
 
-def exam_sets(data: Mapping[int, FoldData]) -> list[ExamSet]:
-    """The sets of exams of a study."""
+def exam_sets(data: Mapping[int, FoldData], scored_on: str = "test") -> list[ExamSet]:
+    """The sets of exams of a study; the first is the one that it is judged by."""
+    if scored_on == "validation":
+        held = {fold: np.arange(len(mine.roles.val)) for fold, mine in data.items()}
+        return [ExamSet("validation", "val", lambda answers: answers.val, held, held)]
     index = next(iter(data.values())).index
     places = {fold: np.arange(len(mine.roles.test)) for fold, mine in data.items()}
-    sets = [ExamSet("all", lambda answers: answers.test, places, places)]
+    sets = [ExamSet("all", "test", lambda answers: answers.test, places, places)]
     data_set = index.manifest.data_set
     if data_set.blocks:
         whole = {
@@ -67,12 +75,12 @@ def exam_sets(data: Mapping[int, FoldData]) -> list[ExamSet]:
             for fold, mine in data.items()
         }
         if any(map(len, whole.values())):
-            sets.append(ExamSet("complete", lambda answers: answers.test, places, whole))
-        sets.append(ExamSet("masked", lambda answers: answers.masked, places, places))
+            sets.append(ExamSet("complete", "test", lambda answers: answers.test, places, whole))
+        sets.append(ExamSet("masked", "test", lambda answers: answers.masked, places, places))
     photos = {fold: mine.photo_rows for fold, mine in data.items()}
     if any(len(photos[fold]) > len(places[fold]) for fold in data):
         everything = {fold: np.arange(len(rows)) for fold, rows in photos.items()}
-        sets.append(ExamSet("photos", lambda answers: answers.photos, photos, everything))
+        sets.append(ExamSet("photos", "test", lambda answers: answers.photos, photos, everything))
     return sets
 
 
@@ -89,7 +97,7 @@ def tables_of(data: Mapping[int, FoldData], everything: Everything, wanted: Exam
 def _part(data: FoldData, said: Answers, wanted: ExamSet, fold: int, seed: int) -> PredictionTable:
     kept = wanted.kept[fold]
     places = wanted.rows[fold][kept]
-    exams = data.roles.test[places]
+    exams = getattr(data.roles, wanted.role)[places]
     return PredictionTable(
         exam_ids=np.array(
             [f"{data.index.exam_ids[row]}/{at}/{seed}" for row, at in zip(exams, kept, strict=True)], dtype=object
@@ -115,9 +123,9 @@ def figures(study: StudyConfig, data: Mapping[int, FoldData], everything: Everyt
     positive = positive_classes(data_set, None)
     ordered = {study.ours: said[study.ours], **said}
     sets = {}
-    for wanted in exam_sets(data):
+    for wanted in exam_sets(data, study.scored_on):
         tables = share_exams(tables_of(data, ordered, wanted))
-        sets[wanted.name] = _set_figures(study, tables, data_set.class_names, positive, brief=wanted.name != "all")
+        sets[wanted.name] = _set_figures(study, tables, data_set.class_names, positive, brief=wanted.name not in WHOLE)
     return {
         "title": study.title,
         "ours": study.ours,
@@ -125,6 +133,7 @@ def figures(study: StudyConfig, data: Mapping[int, FoldData], everything: Everyt
         "folds": sorted(data),
         "seeds": list(study.seeds),
         "choose_by": study.choose_by,
+        "scored_on": study.scored_on,
         "num_resamples": study.num_resamples,
         "level": LEVEL,
         "shards_hash": index.manifest.content_hash,

@@ -40,7 +40,8 @@ def run_study(config: StudyConfig) -> Path:
         progress = _run(config, cells)
         data = fold_data(config, index)
         chosen = choose_runs(data, cells, asked)
-        further = answer_cells(config, [cell for cell, _ in chosen.values()], shards)
+        asks = config.scored_on == "test"
+        further = answer_cells(config, [cell for cell, _ in chosen.values()], shards) if asks else {}
         _run(config, {cell.key: cell for cell in further.values()})
         everything = gather_answers(config, data, chosen, further)
         if not everything[config.ours]:

@@ -94,6 +94,26 @@ def test_a_missing_parent_keeps_its_children_from_running(make_study: Make) -> N
         run_study(make_study(recipes=raw["recipes"]))
 
 
+def test_a_search_looks_at_no_test_fold(study: StudyConfig, tmp_path: Path) -> None:
+    index = ExamIndex.read(str(study.inputs.shards))
+    search = study.model_copy(
+        update={
+            "out": str(tmp_path / "search"),
+            "cells": str(Path(study.out).parent / "cells"),
+            "scored_on": "validation",
+        }
+    )
+    run_study(search)
+    metrics = read_json(tmp_path / "search" / "metrics.json")
+    assert list(metrics["sets"]) == ["validation"]
+    record = metrics["sets"]["validation"]
+    by_fold = [item["scores"][item["chosen"]] for item in metrics["choices"]["prima"]]
+    assert record["headline"]["over_folds"]["prima"]["macro_f1"]["values"] == pytest.approx(by_fold)
+    assert record["num_exams"] == sum(len(labelled_roles(index, split="patient", fold=fold).val) for fold in (0, 1))
+    assert "no test fold was looked at" in (tmp_path / "search" / "report.html").read_text()
+    assert metrics["claims"][0]["sets"]["validation"]["verdicts"]
+
+
 def test_the_command_line(tmp_path: Path, labelled_shards: str, capsys: pytest.CaptureFixture[str]) -> None:
     variants = {
         "one": {"kind": "metadata", "title": "one"},
