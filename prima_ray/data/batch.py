@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+_HEAVY = ("images", "input_ids", "image_cls", "image_seq", "photo_logits", "text_cls", "text_seq")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageTextBatch:
@@ -41,6 +43,8 @@ class ImageTextBatch:
     """(N, V, C) float32: cached global image features."""
     image_seq: Tensor | None = None
     """(N, V, K, C) float32: cached image tokens, K = grid height * grid width, row by row."""
+    photo_logits: Tensor | None = None
+    """(N, C) float32: what a classifier of photos says by itself."""
     text_cls: Tensor | None = None
     """(N, T) float32: cached global text features."""
     text_seq: Tensor | None = None
@@ -60,7 +64,8 @@ class ImageTextBatch:
 
     def light(self) -> Self:
         """A copy without what only models read: pixels, tokens and features, which are nearly all of its bytes."""
-        return replace(self, images=None, input_ids=None, image_cls=None, image_seq=None, text_cls=None, text_seq=None)
+        nothing: dict[str, Any] = dict.fromkeys(_HEAVY)
+        return replace(self, **nothing)
 
     def split(self, size: int) -> list[Self]:
         """Micro-batches of ``size`` exams, in order; the last may be shorter."""

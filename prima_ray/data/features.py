@@ -40,6 +40,7 @@ _RAGGED = {
     "text_seq": True,
     "token_mask": True,
     "attributes": False,
+    "photo_logits": False,
 }
 """Known tensors, and whether their first axis after the exam (views, tokens) differs from exam to exam."""
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}

@@ -30,6 +30,7 @@ from prima_ray.inference.evidence import Evidence
 from prima_ray.inference.familiarity import Familiarity, FamiliarityRecord, load_familiarity, save_arrays
 from prima_ray.inference.known_exam import KnownExam
 from prima_ray.inference.reference import Reference
+from prima_ray.models.experts import ExpertsConfig
 from prima_ray.models.store import load_component, save_component
 
 BUNDLE_VERSION = 1
@@ -65,6 +66,8 @@ class BundleConfig(StrictConfig):
     """Name -> folder."""
     vector: SoftTargetEncoder | None = None
     """How attributes become the vector that stands beside the text; None for a model that reads the text alone."""
+    experts: ExpertsConfig | None = None
+    """What is pooled with the fusion model: parts `photos` and `attributes`; None: it answers alone."""
     tuned_after_alignment: bool = False
     """The image tower was fine-tuned after its heads were trained: they explain less of it than they did."""
     answers: tuple[str, ...] = ()
@@ -94,6 +97,7 @@ class Bundle:
         features: Literal["backbone", "projected"],
         components: Mapping[str, nn.Module],
         vector: SoftTargetEncoder | None = None,
+        experts: ExpertsConfig | None = None,
         tuned_after_alignment: bool = False,
         calibration: Calibration | None = None,
         evidence: Evidence | None = None,
@@ -107,6 +111,7 @@ class Bundle:
             features=features,
             components={name: name for name in components},
             vector=vector,
+            experts=experts,
             tuned_after_alignment=tuned_after_alignment,
         )
         return cls(config, components, calibration=calibration, evidence=evidence)

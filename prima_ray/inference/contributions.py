@@ -108,6 +108,7 @@ def _ask(predictor: Predictor, encoded: ImageTextBatch, variants: Sequence[tuple
         texts,
         image_cls=encoded.image_cls[exams],
         image_seq=encoded.image_seq[exams],
+        photo_logits=None if encoded.photo_logits is None else encoded.photo_logits[exams],
         image_mask=None if encoded.image_mask is None else encoded.image_mask[exams],
     )
     return predictor.logits(predictor.encode_texts(batch))

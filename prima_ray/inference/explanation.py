@@ -128,6 +128,7 @@ def _photos(encoded: ImageTextBatch, rows: torch.Tensor) -> ImageTextBatch:
         labels=encoded.labels[rows],
         image_cls=pick(encoded.image_cls),
         image_seq=pick(encoded.image_seq),
+        photo_logits=pick(encoded.photo_logits),
         image_mask=pick(encoded.image_mask),
         attention_mask=None,
         token_mask=None,

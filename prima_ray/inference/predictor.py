@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +32,13 @@ from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_b
 from prima_ray.inference.calibration import Calibration
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads, image_features
+from prima_ray.models.experts import AttributeExpert, Pool
 from prima_ray.models.fusion import MlpFusion, Qwen3Fusion
 from prima_ray.models.image_tower import ImageTower
 from prima_ray.models.text_tower import TextTower
 
 _log = logging.getLogger(__name__)
+_MEND = "Copy the run again, or train it again."
 UNCALIBRATED = (
     "this model was saved without a calibration: its probabilities are as it gives them, and prediction sets hold "
     "every class (train its stage again)"
@@ -127,9 +129,10 @@ class Predictor:
         if (projected and heads is None) or (heads is not None and not isinstance(heads, ProjectionHeads)):
             raise PrimaError("the heads are not what config.json says", where=folder)
         _check_classes(bundle.config, parts["fusion"], where=folder)
+        photos, model = _experts(bundle, where=folder)
         # Of a model that reads the backbones' features the heads are there to explain it.
-        encoder = FeatureEncoder(image, text, heads if projected else None)
-        return cls(bundle, parts["fusion"], encoder, device, run=run, heads=heads)
+        encoder = FeatureEncoder(image, text, heads if projected else None, photos)
+        return cls(bundle, model, encoder, device, run=run, heads=heads)
 
     @property
     def data_set(self) -> DataSetConfig:
@@ -275,7 +278,8 @@ class Predictor:
         batch = batch.to(self.device)
         if self._encoder is not None:
             found = self._encoder.encode_images(batch)
-            return replace(batch, image_cls=found["image_cls"], image_seq=found["image_seq"])
+            features: dict[str, Any] = dict(found)
+            return replace(batch, **features)
         image_cls, image_seq = image_features(self._image_tower, batch)
         return replace(batch, image_cls=image_cls, image_seq=image_seq)
 
@@ -298,9 +302,29 @@ class Predictor:
                 "the model gives probabilities that are not numbers (NaN): its weights are damaged, or its training "
                 "diverged",
                 where=self.run,
-                mend="Copy the run again, or train it again.",
+                mend=_MEND,
             )
         return found
+
+
+def _experts(bundle: Bundle, *, where: Path) -> tuple[ImageClassifier | None, nn.Module]:
+    """The classifier of photos that speaks too, and the model that answers.
+
+    Raises:
+        PrimaError: an expert is missing, or is not what it should be.
+    """
+    config, parts = bundle.config.experts, bundle.components
+    if config is None:
+        return None, parts["fusion"]
+    wanted = {"photos": (config.photos, ImageClassifier), "attributes": (config.attributes, AttributeExpert)}
+    for name, (weight, kind) in wanted.items():
+        if weight and not isinstance(parts.get(name), kind):
+            raise PrimaError(f"damaged: its experts need the part {name!r}", where=where / "config.json", mend=_MEND)
+    photos, attributes = parts.get("photos"), parts.get("attributes")
+    if isinstance(photos, ImageClassifier):
+        _check_classes(bundle.config, photos, where=where)
+    pool = Pool(config, parts["fusion"], attributes if isinstance(attributes, AttributeExpert) else None)
+    return photos if isinstance(photos, ImageClassifier) else None, pool
 
 
 def _check_classes(config: BundleConfig, model: nn.Module, *, where: Path) -> None:
@@ -315,7 +339,7 @@ def _check_classes(config: BundleConfig, model: nn.Module, *, where: Path) -> No
         raise PrimaError(
             f"damaged: it names {len(config.data_set.classes)} classes, the model tells {found} apart",
             where=where / "config.json",
-            mend="Copy the run again, or train it again.",
+            mend=_MEND,
         )
 
 

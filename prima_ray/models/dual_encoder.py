@@ -136,11 +136,20 @@ class DualEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Frozen towers as the fusion model's eyes: features of the backbones, or projected by the heads."""
+    """Frozen towers as the fusion model's eyes: features of the backbones, or projected by the heads.
 
-    def __init__(self, image_tower: ImageTower, text_tower: TextTower, heads: ProjectionHeads | None) -> None:
+    With a classifier of photos beside them, what it says too.
+    """
+
+    def __init__(
+        self,
+        image_tower: ImageTower,
+        text_tower: TextTower,
+        heads: ProjectionHeads | None,
+        photos: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.image_tower, self.text_tower, self.heads = image_tower, text_tower, heads
+        self.image_tower, self.text_tower, self.heads, self.photos = image_tower, text_tower, heads, photos
         self.requires_grad_(False)
 
     @property
@@ -152,15 +161,16 @@ class FeatureEncoder(nn.Module):
         return self.heads.config.width if self.heads else self.text_tower.width
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """image_cls (N, V, C), image_seq (N, V, K, C), text_cls (N, T), text_seq (N, L, T)."""
+        """image_cls (N, V, C), image_seq (N, V, K, C), text_cls (N, T), text_seq (N, L, T), photo_logits (N, C)."""
         return {**self.encode_images(batch), **self.encode_texts(batch)}
 
     def encode_images(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """image_cls (N, V, C), image_seq (N, V, K, C)."""
+        """image_cls (N, V, C), image_seq (N, V, K, C), and photo_logits (N, C) with a classifier."""
         cls, seq = image_features(self.image_tower, batch)
         if self.heads:
             cls, seq = self.heads.image(cls), self.heads.image(seq)
-        return {"image_cls": cls, "image_seq": seq}
+        said = {"photo_logits": self.photos(batch)["logits"]} if self.photos else {}
+        return {"image_cls": cls, "image_seq": seq, **said}
 
     def encode_texts(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """text_cls (N, T), text_seq (N, L, T)."""

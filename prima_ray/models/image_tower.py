@@ -23,6 +23,7 @@ _UNKEYED_MASKS = {
     "drop_block_rate": "its masks are drawn by the worker",
     "drop_rate": "it belongs to the classifier, which features do not pass",
 }
+_ORIENTATIONS = [(turn, mirrored) for mirrored in (False, True) for turn in range(4)]
 _KEYED_DROPOUT = ("proj_drop_rate", "pos_drop_rate")
 
 
@@ -41,6 +42,9 @@ class ImageTowerConfig(StrictConfig):
     trainable: Trainable = "full"
     lora: LoraConfig = LoraConfig()
     gradient_checkpointing: bool = False
+    orientations: Literal[1, 4, 8] = 1
+    """Outside of training, features are means over so many turns (4) and mirrored turns (8) of the image, tokens turned
+    back: for images without an upright. Each costs a forward pass."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to timm: `depth`, `embed_dim`, `stem_width` and the like. `drop_path_rate`, `proj_drop_rate` and
     `pos_drop_rate` drop by masks keyed by exam (`models.keyed_dropout`)."""
@@ -150,6 +154,11 @@ class ImageTower(nn.Module):
                 layer.qkv_bias_separate = True
         self._reach = _probe(config, model)
         self.width, self.grid = self._read_shape(self._reach.shape)
+        if config.orientations > 1 and self.grid[0] != self.grid[1]:
+            raise PrimaError(
+                f"image_tower.orientations: the {self.grid[0]} x {self.grid[1]} tokens of {config.name} do not turn",
+                mend="Set it to 1.",
+            )
         self.set_trainable(config.trainable, config.lora)
         if config.gradient_checkpointing:
             self.model.set_grad_checkpointing()
@@ -198,6 +207,19 @@ class ImageTower(nn.Module):
         if len(self._reach.shape) == 4:
             # Quicker on a CPU (benchmarks/channels_last.py), and what tensor cores work in.
             images = images.contiguous(memory_format=torch.channels_last)
+        if self.training or self.config.orientations == 1:
+            return self._features(images)
+        found = [self._turned(images, turn, mirrored) for turn, mirrored in _ORIENTATIONS[: self.config.orientations]]
+        return torch.stack([cls for cls, _ in found]).mean(dim=0), torch.stack([seq for _, seq in found]).mean(dim=0)
+
+    def _turned(self, images: Tensor, turn: int, mirrored: bool) -> tuple[Tensor, Tensor]:
+        """Features of the images mirrored and then turned by quarters; the tokens where the upright image has them."""
+        cls, tokens = self._features((images.flip(-1) if mirrored else images).rot90(turn, (-2, -1)))
+        rows, columns = self.grid
+        maps = tokens.reshape(len(tokens), rows, columns, -1).rot90(-turn, (1, 2))
+        return cls, (maps.flip(2) if mirrored else maps).flatten(1, 2)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.model.forward_features(images)
         if features.ndim == 4:
             tokens = features.flatten(2).transpose(1, 2) if self._channels_first else features.flatten(1, 2)

@@ -19,6 +19,7 @@ from prima_ray.data.features import hash_tensors
 from prima_ray.data.fetched import local_copy
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import ProjectionConfig, ProjectionHeads
+from prima_ray.models.experts import AttributeExpert
 from prima_ray.models.fusion import FusionInputs, MlpFusion, MlpFusionConfig, Qwen3Fusion, Qwen3FusionConfig
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
 from prima_ray.models.lora import merge_lora
@@ -114,7 +115,8 @@ def module_hash(module: nn.Module) -> str:
 def _describe_architecture(part: ImageTower | TextTower | ProjectionHeads) -> dict[str, Any]:
     if isinstance(part, ImageTower):
         wanted = part.config.model_dump(mode="json", include={"name", "image_size", "options"})
-        return {**wanted, "cls": part.uses_cls}
+        turned = {"orientations": part.config.orientations} if part.config.orientations > 1 else {}
+        return {**wanted, **turned, "cls": part.uses_cls}
     if isinstance(part, TextTower):
         return {**architecture_of(part.model), "pooling": part.pooling}
     return part.config.model_dump(mode="json")
@@ -224,6 +226,16 @@ def _build_mlp(spec: Mapping[str, Any], folder: Path) -> MlpFusion:
     return MlpFusionConfig.model_validate(spec["config"]).build(FusionInputs.model_validate(spec["inputs"]))
 
 
+def _describe_attribute_expert(expert: AttributeExpert, folder: Path) -> dict[str, Any]:
+    del folder
+    return {"width": expert.layer.in_features, "num_classes": expert.layer.out_features}
+
+
+def _build_attribute_expert(spec: Mapping[str, Any], folder: Path) -> AttributeExpert:
+    del folder
+    return AttributeExpert(spec["width"], spec["num_classes"])
+
+
 _PARTS: dict[str, _Part] = {
     "image_tower": _Part(ImageTower, _describe_image_tower, _build_image_tower),
     "text_tower": _Part(TextTower, _describe_text_tower, _build_text_tower),
@@ -231,4 +243,5 @@ _PARTS: dict[str, _Part] = {
     "classifier": _Part(ImageClassifier, _describe_classifier, _build_classifier),
     "qwen3_fusion": _Part(Qwen3Fusion, _describe_qwen3, _build_qwen3),
     "mlp_fusion": _Part(MlpFusion, _describe_mlp, _build_mlp),
+    "attribute_expert": _Part(AttributeExpert, _describe_attribute_expert, _build_attribute_expert),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,12 +13,14 @@ from pydantic import Field, model_validator
 from prima_ray.base import InputPath, StrictConfig
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
+from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, expand_names
 from prima_ray.data.run_record import read_record
 from prima_ray.data.views import ViewConfig
+from prima_ray.evaluation.baselines import mask_blocks
 from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
 from prima_ray.inference.familiarity import FamiliarityConfig
+from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
 from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.store import load_component
@@ -47,6 +50,8 @@ class FuseInputs(StrictConfig):
     """Gives the text tower, the heads, and the image tower unless `finetune` does."""
     finetune: InputPath | None = None
     """Gives the image tower."""
+    photos: InputPath | None = None
+    """A run of finetune whose classifier speaks too, see `experts`."""
     corpus: InputPath | None = None
     """Whose entries answers show as evidence; `null`: the one that `align` read."""
 
@@ -75,6 +80,8 @@ class FuseConfig(TrainingConfig):
     """Projected features pass align's heads, which fine-tuning moves the image tower away from."""
     feature_store: FeatureConfig = FeatureConfig()
     fusion: FusionConfig
+    experts: ExpertsConfig | None = None
+    """What each modality says by itself, pooled with the fusion model; `null`: it answers alone, as in the method."""
     losses: ClassificationLossConfig = ClassificationLossConfig()
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5, weight_decay=3e-2))
     selection: SelectionConfig = SelectionConfig(metric="balanced_accuracy", mode="max")
@@ -90,6 +97,11 @@ class FuseConfig(TrainingConfig):
             raise ValueError("the text tower: give inputs.align, or text_tower for an unaligned one")
         if self.fusion.kind == "mlp" and self.fusion.reads == "attributes" and self.vector is None:
             raise ValueError("fusion.reads is attributes: give `vector`, by which they become one")
+        speaks = self.experts is not None and self.experts.photos > 0
+        if speaks != (self.inputs.photos is not None):
+            raise ValueError("experts.photos is the weight of the classifier of inputs.photos: give both or neither")
+        if self.experts and self.experts.attributes and self.vector is None:
+            raise ValueError("experts.attributes reads the attributes' vector: give `vector`, or set it to 0")
         if self.features == "projected" and self.inputs.align is None:
             raise ValueError("features: projected needs the heads of inputs.align")
         if self.image_tower:
@@ -103,10 +115,10 @@ def run(config: FuseConfig) -> Path | str:
     Raises:
         PrimaError: a mistake in the config or its inputs.
     """
-    named = {"align": config.inputs.align, "finetune": config.inputs.finetune}
+    named = {"align": config.inputs.align, "finetune": config.inputs.finetune, "photos": config.inputs.photos}
     parents = {role: path for role, path in named.items() if path}
     for role, path in parents.items():
-        read_record(path, stage=role)
+        read_record(path, stage="finetune" if role == "photos" else role)
     if config.text_tower:
         config.text_tower.check_architecture()
     if config.fusion.kind == "qwen3":
@@ -143,7 +155,8 @@ def tower_sources(config: FuseConfig) -> TowerSources:
     if image is None or text is None:
         raise TypeError("the config's validator asks for both towers")
     heads = component_folder(align, "heads") if align and config.features == "projected" else None
-    return TowerSources(seed=config.seed, image_tower=image, text_tower=text, heads=heads)
+    photos = component_folder(config.inputs.photos, "classifier") if config.inputs.photos else None
+    return TowerSources(seed=config.seed, image_tower=image, text_tower=text, heads=heads, photos=photos)
 
 
 def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
@@ -151,7 +164,9 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
     # The text tower goes on reading what it was aligned on.
     data_set = inherited_description(plan.index.manifest.data_set, config.inputs.align)
     # Towers that were trained know one split and serve its rows alone; others serve runs on every fold.
-    trained = config.inputs.align is not None or config.inputs.finetune is not None
+    trained = any((config.inputs.align, config.inputs.finetune, config.inputs.photos))
+    vector = _vector(config, plan, data_set)
+    weights = class_weights(plan.index.labels[plan.roles.train], data_set.class_names, config.losses.class_weights)
     return FuseTask(
         seed=config.seed,
         shards=config.inputs.shards,
@@ -161,10 +176,10 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
         towers=tower_sources(config),
         fusion=config.fusion,
         losses=config.losses,
-        class_weights=class_weights(
-            plan.index.labels[plan.roles.train], data_set.class_names, config.losses.class_weights
-        ),
-        vector=_vector(config, plan, data_set),
+        class_weights=weights,
+        vector=vector,
+        experts=config.experts,
+        attribute_expert=_attribute_expert(config, plan, vector, weights),
         feature_root=feature_root(config),
         feature_config=config.feature_store,
         train_rows=plan.roles.train if trained else None,
@@ -179,6 +194,30 @@ def _vector(config: FuseConfig, plan: Plan, data_set: DataSetConfig) -> SoftTarg
     return SoftTargetEncoder.fit_vector(rows, data_set, config.text, bins=config.vector.bins)
 
 
+def _attribute_expert(
+    config: FuseConfig, plan: Plan, vector: SoftTargetEncoder | None, weights: Sequence[float]
+) -> AttributeExpert | None:
+    """Fitted on the training rows, and on the same rows without the blocks that training texts sometimes lack."""
+    if config.experts is None or not config.experts.attributes or vector is None:
+        return None
+    rows, data_set = plan.roles.train, plan.index.manifest.data_set
+    rows = rows[plan.index.labels[rows] >= 0]
+    silent = expand_names(config.text.masked, data_set, what="masked")
+    known = [
+        {name: value for name, value in row.items() if name not in silent} for row in plan.index.attribute_rows(rows)
+    ]
+    labels = plan.index.labels[rows]
+    share = config.text.block_dropout if data_set.blocks else 0.0
+    by_class = np.asarray(weights)[labels]
+    return AttributeExpert.fit(
+        np.concatenate([vector.encode(known), vector.encode(mask_blocks(known, data_set))]),
+        np.concatenate([labels, labels]),
+        np.concatenate([by_class * (1 - share), by_class * share]),
+        num_classes=len(data_set.classes),
+        inverse_penalty=config.experts.inverse_penalty,
+    )
+
+
 def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str, Any]:
     align, names = config.inputs.align, trained.plan.index.manifest.data_set.class_names
     held_out = predict_held_out(
@@ -186,6 +225,8 @@ def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str,
     )
     data_set = inherited_description(trained.plan.index.manifest.data_set, align)
     towers = tower_sources(config).build()
+    model = trained.model
+    fusion, attributes = (model.fusion, model.attributes) if isinstance(model, Pool) else (model, None)
     # Of features that do not pass them the heads are kept to explain them: two small matrices.
     heads = towers.heads or (load_component(component_folder(align, "heads")) if align else None)
     bundle = Bundle.of(
@@ -198,8 +239,11 @@ def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str,
             "image_tower": towers.image_tower,
             "text_tower": towers.text_tower,
             **({"heads": heads} if heads else {}),
-            "fusion": trained.model,
+            "fusion": fusion,
+            **({"photos": towers.photos} if towers.photos else {}),
+            **({"attributes": attributes} if attributes else {}),
         },
+        experts=config.experts,
         vector=_vector(config, trained.plan, data_set),
         tuned_after_alignment=heads is not None and config.inputs.finetune is not None,
         calibration=held_out.calibration,

@@ -122,7 +122,8 @@ class ClassificationTask:
         """See `Task`."""
         del gather
         loss = classification_loss(
-            outputs["logits"],
+            # Of a pool of experts, what the one that learns says.
+            outputs.get("own", outputs["logits"]),
             batch,
             weights=self.class_weights,
             label_smoothing=self.losses.label_smoothing,

@@ -17,7 +17,9 @@ from prima_ray.data.features import FeatureSet
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
 from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
+from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
 from prima_ray.models.fusion import FusionConfig, FusionInputs
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
 from prima_ray.models.store import load_component, module_hash
@@ -38,6 +40,8 @@ class TowerSources:
     text_tower: str | TextTowerConfig
     heads: str | None = None
     """Given: features are projected into the shared space."""
+    photos: str | None = None
+    """Given: a classifier of photos, whose logits stand beside the features."""
 
     def build(self) -> FeatureEncoder:
         """The towers, frozen, in eval mode.
@@ -50,7 +54,8 @@ class TowerSources:
         with seeded_init(self.seed, "text tower"):
             text = _load(self.text_tower, TextTower)
         heads = _load(self.heads, ProjectionHeads) if self.heads else None
-        return FeatureEncoder(image, text, heads).eval()
+        photos = _load(self.photos, ImageClassifier) if self.photos else None
+        return FeatureEncoder(image, text, heads, photos).eval()
 
 
 def _load(source: str | ImageTowerConfig | TextTowerConfig, kind: type[ModuleT]) -> ModuleT:
@@ -77,6 +82,9 @@ class FuseTask(ClassificationTask):
     class_weights: tuple[float, ...]
     vector: SoftTargetEncoder | None
     """Makes the attributes' vector; None for a model that reads the text alone."""
+    experts: ExpertsConfig | None
+    """None: the fusion model answers alone."""
+    attribute_expert: AttributeExpert | None
     feature_root: str
     feature_config: FeatureConfig
     train_rows: Rows | None = None
@@ -137,7 +145,8 @@ class FuseTask(ClassificationTask):
         if self.inputs is None:
             raise ValueError("prepare the task before it builds: the features are not there yet")
         with seeded_init(self.seed, "fusion"):
-            return self.fusion.build(self.inputs).train()
+            fusion = self.fusion.build(self.inputs)
+            return (Pool(self.experts, fusion, self.attribute_expert) if self.experts else fusion).train()
 
     def stream(self, *, train: bool) -> StreamSpec:
         features = self.train_features if train else self.val_features

@@ -13,6 +13,7 @@ from prima_ray.base import PrimaError
 from prima_ray.config import validate_config
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
 from prima_ray.models.lora import LoraConfig, merge_lora
+from prima_ray.models.store import module_hash
 
 DINO = {
     "name": "vit_small_patch16_dinov3",
@@ -315,3 +316,25 @@ def test_images_of_another_size_are_refused() -> None:
 def test_a_list_of_features_is_refused() -> None:
     text = error_of(name="crossvit_9_240", image_size=240)
     assert text.startswith("crossvit_9_240 gives no features of images of 240 px (")
+
+
+def test_over_all_orientations_a_turned_image_has_the_same_features_and_turned_tokens() -> None:
+    model = tower(**{**DINO, "orientations": 8})
+    x = images(32)
+    cls, tokens = model(x)
+    turned_cls, turned_tokens = model(x.flip(-1).rot90(1, (-2, -1)))
+    assert torch.allclose(turned_cls, cls, atol=1e-5)
+    maps = tokens.unflatten(1, model.grid)
+    assert torch.allclose(turned_tokens.unflatten(1, model.grid), maps.flip(2).rot90(1, (1, 2)), atol=1e-5)
+    alone = tower(**DINO)
+    parts = [alone(y.rot90(turn, (-2, -1)))[0] for y in (x, x.flip(-1)) for turn in range(4)]
+    assert torch.allclose(cls, torch.stack(parts).mean(dim=0), atol=1e-5)
+
+
+def test_in_training_an_image_is_seen_as_it_is() -> None:
+    model, alone = tower(**{**DINO, "orientations": 8}).train(), tower(**DINO).train()
+    assert torch.equal(model(images(32))[0], alone(images(32))[0])
+
+
+def test_features_over_orientations_are_other_features() -> None:
+    assert module_hash(tower(**{**DINO, "orientations": 4})) != module_hash(tower(**DINO))
