@@ -165,6 +165,9 @@ def _add_evaluation(commands: Any) -> None:
         "--shards", help="where the run's shards are now, if they were moved; with --mapping another data set's"
     )
     command.add_argument("--mapping", metavar="FILE.yaml", help="how the other data set is read as the run's own")
+    command.add_argument(
+        "--explanations", action="store_true", help="check explanations on some exams, and show examples of answers"
+    )
     command.add_argument("--robustness", action="store_true", help="ask about altered exams as well, a pass each")
     command.add_argument("--config", metavar="FILE.yaml", help="what is looked at: subgroups, specificities, ...")
     _add_overrides(command)
@@ -227,7 +230,7 @@ def _run_config(arguments: argparse.Namespace) -> int:
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
 
-    switch = ["robustness.enabled=true"] if arguments.robustness else []
+    switch = [f"{part}.enabled=true" for part in ("robustness", "explanations") if getattr(arguments, part)]
     config = load_config(EvaluateConfig, arguments.config, [*arguments.overrides, *switch])
     options = {"out": arguments.out, "shards": arguments.shards, "mapping": arguments.mapping}
     _answer(run_evaluate, arguments.run_dir, config=config, **options)

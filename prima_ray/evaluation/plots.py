@@ -81,3 +81,22 @@ def png_of(figure: Any) -> bytes:
     # No date or version in the file: the same figures give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def strip_of(pictures: Sequence[bytes], *, height: int = 256) -> bytes:
+    """PNGs side by side, of one height."""
+    from PIL import Image
+
+    tiles = []
+    for data in pictures:
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        tiles.append(picture.resize((round(picture.width * height / picture.height), height)))
+    gap = 8
+    whole = Image.new("RGB", (sum(item.width for item in tiles) + gap * (len(tiles) - 1), height), "white")
+    left = 0
+    for tile in tiles:
+        whole.paste(tile, (left, 0))
+        left += tile.width + gap
+    stream = io.BytesIO()
+    whole.save(stream, "PNG", optimize=True)
+    return stream.getvalue()

@@ -44,12 +44,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, what it means, tables, pictures (caption -> PNG)."""
+    """A part of the page: a heading, what it means, facts, tables, pictures (caption -> PNG)."""
 
     title: str
     note: str = ""
     grids: Sequence[Grid] = ()
     pictures: Mapping[str, bytes] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text of any length; before the tables."""
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,26 @@ def verdict(gap: Interval, *, lower_is_better: bool = False) -> Verdict:
     return "better" if above else "worse" if below else "not distinguishable"
 
 
+def mean_interval(
+    values: NDArray[np.float64], patients: Sequence[str], *, num_resamples: int, seed: int, level: float = LEVEL
+) -> Interval:
+    """The mean of a figure that every exam has by itself, over resamples of the patients.
+
+    Args:
+        values: (N,); NaN where an exam has none, which is left out.
+        patients: of every exam.
+    """
+    known = np.isfinite(values)
+    numbers, names = values[known], [name for name, there in zip(patients, known, strict=True) if there]
+    if not len(numbers):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    if len(set(names)) < 2:
+        return Interval(float(numbers.mean()), float("nan"), float("nan"))
+    blocks = resample_weights(names, num_resamples=num_resamples, seed=seed)
+    draws = np.concatenate([(block @ numbers) / block.sum(axis=1) for block in blocks])
+    return Interval(float(numbers.mean()), *_percentiles(draws, level))
+
+
 def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
     tail = 50 * (1 - level)
     finite = values[np.isfinite(values)]

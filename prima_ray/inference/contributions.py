@@ -60,7 +60,7 @@ def leave_one_out(
         variants.append((exam, {}))
         variants += [(exam, {key: value for key, value in values.items() if key != name}) for name in values]
     found = np.concatenate(
-        [_ask(predictor, encoded, variants[start : start + _BATCH]) for start in range(0, len(variants), _BATCH)]
+        [ask(predictor, encoded, variants[start : start + _BATCH]) for start in range(0, len(variants), _BATCH)]
     )
     probabilities = predictor.calibration.probabilities(found)
     odds = log_odds(found / predictor.calibration.temperature)
@@ -94,8 +94,13 @@ def log_odds(scores: Matrix) -> Matrix:
     return found
 
 
-def _ask(predictor: Predictor, encoded: ImageTextBatch, variants: Sequence[tuple[int, Mapping[str, str]]]) -> Matrix:
-    """Logits of some exams' photos with other attributes."""
+def ask(predictor: Predictor, encoded: ImageTextBatch, variants: Sequence[tuple[int, Mapping[str, str]]]) -> Matrix:
+    """Logits (M, C) of some exams' photos with other attributes.
+
+    Args:
+        encoded: of `Predictor.encode`.
+        variants: (row of the batch, canonical values), M of them.
+    """
     rows = [
         {"exam_id": "", "patient_id": None, "images": [], "attributes": sorted(values.items()), "label": None}
         for _, values in variants

@@ -22,6 +22,7 @@
     calibration                  see `evaluation.evidence.calibration_evidence`, of all exams
     subgroups                    see `evaluation.subgroups.subgroup_evidence`, of all exams
     robustness                   see `evaluation.robustness.robustness_evidence`; null where it was not asked for
+    explanations                 see `stages.explanations.explanation_evidence`; null where it was not asked for
     external                     see `stages.external`; null on the run's own data
 
 `complete` and `masked` are there where the data set declares blocks that go missing together.
@@ -47,6 +48,7 @@ from prima_ray.data.schema import join, read_manifest
 from prima_ray.data.storage import Folder, WorkingCopy
 from prima_ray.data.views import fill_color
 from prima_ray.evaluation.evidence import calibration_evidence
+from prima_ray.evaluation.faithfulness import ExplanationsConfig
 from prima_ray.evaluation.operating import SPECIFICITIES, positive_classes
 from prima_ray.evaluation.report import render, text_table
 from prima_ray.evaluation.robustness import (
@@ -61,6 +63,7 @@ from prima_ray.evaluation.statistics import LEVEL
 from prima_ray.evaluation.subgroups import SubgroupsConfig, find_subgroups, subgroup_evidence
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.evaluate_report import build_report, read_baselines
+from prima_ray.stages.explanations import Example, examples_of, explanation_evidence
 from prima_ray.stages.external import ExternalTest, external_set, open_external
 from prima_ray.stages.report_folder import ReportKind, check_report_folder, foreign_file
 from prima_ray.stages.row_sets import Load, RowSet, photo_set, read_predictions, row_sets, shard_tables
@@ -94,6 +97,7 @@ class EvaluateConfig(StrictConfig):
     """Shares of the exams, the surest first, of which the accuracy is told."""
     subgroups: SubgroupsConfig = SubgroupsConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    explanations: ExplanationsConfig = ExplanationsConfig()
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,11 @@ def run_evaluate(
             an earlier report.
     """
     settings = config or EvaluateConfig()
+    if mapping is not None and settings.explanations.enabled:
+        raise PrimaError(
+            "explanations are checked on a run's own test fold",
+            mend="Leave --explanations out where another data set is scored.",
+        )
     if mapping is not None and shards is None:
         raise PrimaError("--mapping says how another data set is read", mend="Name its shards: --shards FOLDER.")
     address = out if out is not None else join(run_dir, _folder_name(shards if mapping else None))
@@ -200,9 +209,12 @@ def _evaluate(subject: _Subject, target: Path, notes: Sequence[str]) -> None:
             labels, whole.probabilities[run.model], patients, groups, min_exams=config.subgroups.min_exams, **again
         ),
         "robustness": _robustness(subject, whole) if config.robustness.enabled else None,
+        "explanations": _explanations(subject, whole),
     }
     everything = [*scored, by_photo] if by_photo else scored
-    write_atomic(target / "report.html", render(build_report(run, everything, metrics, notes)))
+    write_atomic(
+        target / "report.html", render(build_report(run, everything, metrics, notes, _examples(subject, whole)))
+    )
     # Last: whoever finds the figures finds the page.
     write_json(target / "metrics.json", metrics)
     for item in everything:
@@ -270,6 +282,23 @@ def _robustness(subject: _Subject, whole: RowSet) -> dict[str, Any]:
         num_resamples=config.num_resamples,
         seed=config.seed,
     )
+
+
+def _explanations(subject: _Subject, whole: RowSet) -> dict[str, Any] | None:
+    config = subject.config
+    if not config.explanations.enabled:
+        return None
+    _log.info("explanations: %d exams", min(config.explanations.num_exams, len(whole.rows)))
+    return explanation_evidence(
+        subject.load(), subject.run.index, whole.rows, config.explanations, num_resamples=config.num_resamples
+    )
+
+
+def _examples(subject: _Subject, whole: RowSet) -> list[Example]:
+    run, config = subject.run, subject.config.explanations
+    if not (config.enabled and config.examples):
+        return []
+    return examples_of(subject.load(), run.index, whole.rows, whole.probabilities[run.model], config)
 
 
 def _metrics(

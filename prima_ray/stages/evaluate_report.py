@@ -9,6 +9,7 @@ from typing import Any
 
 from prima_ray.base import PrimaError, read_json
 from prima_ray.evaluation.baselines import metadata_baselines
+from prima_ray.evaluation.explanation_sections import explanation_section
 from prima_ray.evaluation.metrics import HEADLINE
 from prima_ray.evaluation.plots import confusion_plot, per_class_plot, training_plot
 from prima_ray.evaluation.report import Report, Section
@@ -19,6 +20,8 @@ from prima_ray.evaluation.sections import (
     selective_section,
     subgroup_section,
 )
+from prima_ray.stages.explanations import Example
+from prima_ray.stages.report_parts import example_section, model_card
 from prima_ray.stages.scoring import ScoredSet, verdict_sentences
 from prima_ray.stages.tested_run import MEND, TestedRun
 
@@ -32,13 +35,18 @@ def read_baselines(run: TestedRun, whole: ScoredSet) -> dict[str, str]:
 
 
 def build_report(
-    run: TestedRun, scored: Sequence[ScoredSet], metrics: Mapping[str, Any], notes: Sequence[str]
+    run: TestedRun,
+    scored: Sequence[ScoredSet],
+    metrics: Mapping[str, Any],
+    notes: Sequence[str],
+    examples: Sequence[Example] = (),
 ) -> Report:
     """The page.
 
     Args:
         scored: the sets of exams; all of them first.
         metrics: what goes into metrics.json.
+        examples: exams that are shown whole.
     """
     data_set, whole = run.index.manifest.data_set, scored[0]
     external = metrics["external"]
@@ -57,7 +65,7 @@ def build_report(
         else f"{fold[0].upper()}{fold[1:]} (0 to {run.index.manifest.num_folds - 1}), grouped by "
         f"{run.config['split']}; one model, trained once."
     )
-    options = " --robustness" if metrics["robustness"] else ""
+    options = "".join(f" --{part}" for part in ("robustness", "explanations") if metrics[part])
     shards = " --shards SHARDS --mapping MAPPING.yaml" if external else ""
     return Report(
         title=f"{data_set.title or data_set.name}: {run.model}",
@@ -69,7 +77,11 @@ def build_report(
         per_class=metrics["per_class"],
         phrases={item.name: item.phrase for item in data_set.classes},
         pictures=pictures,
-        sections=_sections(scored, metrics),
+        sections=[
+            *_sections(scored, metrics),
+            *(example_section(item, data_set) for item in examples),
+            model_card(run, scored, metrics),
+        ],
         facts=_facts(run, metrics),
         commands=[
             f"prima {run.record['stage']} {run.address}/config.yaml --set out=NEW_FOLDER",
@@ -90,6 +102,8 @@ def _sections(scored: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> list[S
         sections.append(subgroup_section(metrics["subgroups"], min_exams=least))
     if metrics["robustness"]:
         sections.append(robustness_section(metrics["robustness"]))
+    if metrics["explanations"]:
+        sections.append(explanation_section(metrics["explanations"]))
     return sections
 
 
