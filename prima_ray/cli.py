@@ -109,6 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
     summary = "variants x folds x seeds of whole pipelines -> one table, with a verdict a claim"
     command = commands.add_parser("study", help=summary, description=summary)
     _add_config_arguments(command)
+    command.add_argument(
+        "--final", metavar="RUN", help="then train ours on every fold, calibrated by the answers of the folds' models"
+    )
     command.set_defaults(run=_run_study)
 
     command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
@@ -247,9 +250,13 @@ def _run_compare(arguments: argparse.Namespace) -> int:
 
 def _run_study(arguments: argparse.Namespace) -> int:
     from prima_ray.studies.config import StudyConfig
+    from prima_ray.studies.final import train_final
     from prima_ray.studies.run import run_study
 
-    _answer(run_study, load_config(StudyConfig, arguments.config, arguments.overrides))
+    config = load_config(StudyConfig, arguments.config, arguments.overrides)
+    _answer(run_study, config)
+    if arguments.final:
+        _answer(train_final, config, arguments.final)
     return 0
 
 

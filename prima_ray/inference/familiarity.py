@@ -16,6 +16,7 @@ Means and covariances of features say little of any one patient; features of pat
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -132,16 +133,36 @@ def fit_familiarity(
         notes.append(f"{len(looks)} training photos are too few to tell strange photos or unusable ones")
     else:
         spaces = {"features": Gaussian.fit(features), "appearance": Gaussian.fit(looks)}
-        for name, points in (("features", val[0]), ("appearance", val[1])):
-            distances = spaces[name].distance(points)
-            strangest = np.array([distances[exams == exam].max() for exam in np.unique(exams)])
-            found[name] = conformal_threshold(strangest, 1 - (1 - config.familiar) / len(_SPACES))
+        held_out = Familiarity(FamiliarityRecord(limits={}, bounds=None, num_train=0, num_val=0), spaces)
+        photos = [(val[0][exams == exam], val[1][exams == exam]) for exam in np.unique(exams)]
+        found |= familiar_limits(strangest(held_out, photos), config)
         if found["features"] is None:
             notes.append(
                 f"{num_val} validation exams are too few to tell strange photos (familiar: {config.familiar:g})"
             )
     record = FamiliarityRecord(limits=found, bounds=bounds, num_train=len(looks), num_val=num_val, notes=tuple(notes))
     return Familiarity(record, spaces)
+
+
+def strangest(familiarity: Familiarity, photos: Sequence[tuple[Matrix, Matrix]]) -> dict[str, Matrix]:
+    """Space -> (N,) the distance of each exam's strangest photo.
+
+    Args:
+        photos: features (V, C) and looks (V, A) of each exam's photos.
+    """
+    if not familiarity.spaces:
+        return {}
+    places = {"features": 0, "appearance": 1}
+    return {
+        name: np.array([familiarity.spaces[name].distance(exam[place]).max() for exam in photos])
+        for name, place in places.items()
+    }
+
+
+def familiar_limits(distances: Mapping[str, Matrix], config: FamiliarityConfig) -> dict[str, float | None]:
+    """Space -> the largest distance that is familiar, from those of exams that were not learned from."""
+    share = 1 - (1 - config.familiar) / len(_SPACES)
+    return {name: conformal_threshold(values, share) for name, values in distances.items()}
 
 
 def save_arrays(path: Path, familiarity: Familiarity) -> None:

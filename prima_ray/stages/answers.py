@@ -8,7 +8,7 @@ usual of photos is learned from the former, limits from the validation fold, and
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """The photos of one exam, as the model reads them."""
 
     features: NDArray[np.float64]
@@ -74,7 +74,7 @@ def complete(
         name: _some(plan.index, rows, config.max_exams)
         for name, rows in (("train", plan.roles.train), ("val", plan.roles.val), ("test", plan.roles.test))
     }
-    seen = {name: list(_look(predictor, plan.index, rows)) for name, rows in roles.items()}
+    seen = {name: list(look_at(predictor, plan.index, rows)) for name, rows in roles.items()}
     train, val = seen["train"], seen["val"]
     width = train[0].features.shape[1] if train else 0
     familiarity = fit_familiarity(
@@ -111,7 +111,8 @@ def _some(index: ExamIndex, rows: Rows, most: int) -> Rows:
     return np.sort(rows[np.argsort(keys, kind="stable")[:most]])
 
 
-def _look(predictor: Predictor, index: ExamIndex, rows: Rows) -> Iterator[_Seen]:
+def look_at(predictor: Predictor, index: ExamIndex, rows: Rows) -> Iterator[Seen]:
+    """The photos of some exams, an exam at a time."""
     reader = RowReader(index.shards, index.manifest, columns=_COLUMNS)
     for start in range(0, len(rows), _BATCH):
         table = reader.read(rows[start : start + _BATCH], 0)
@@ -121,30 +122,54 @@ def _look(predictor: Predictor, index: ExamIndex, rows: Rows) -> Iterator[_Seen]
             raise TypeError("the model makes no features of photos")
         for row, photos in enumerate(table["images"].to_pylist()):
             views = predictor.views_of(batch, row)
-            yield _Seen(
+            yield Seen(
                 features=encoded.image_cls[row, : len(views)].double().cpu().numpy(),
                 looks=measure(views),
                 sizes=tuple((photo["width"], photo["height"]) for photo in photos[: len(views)]),
             )
 
 
-def _reference(trained: Trained, held_out: HeldOut, familiarity: Familiarity, val: list[_Seen]) -> Reference:
+def _reference(trained: Trained, held_out: HeldOut, familiarity: Familiarity, val: list[Seen]) -> Reference:
     index, roles = trained.plan.index, trained.plan.roles
+    return make_reference(
+        index,
+        roles.val,
+        held_out.probabilities[np.isin(held_out.rows, roles.val)],
+        novelty=[max(familiarity.novelty(item.features, item.looks).values(), default=None) for item in val],
+        seen=val,
+        learned=roles.train,
+    )
+
+
+def make_reference(
+    index: ExamIndex,
+    rows: Rows,
+    probabilities: NDArray[np.float64],
+    *,
+    novelty: Sequence[float | None],
+    seen: Sequence[Seen],
+    learned: Rows,
+) -> Reference:
+    """What is usual of answers and photos, from exams that the model did not learn from, and of attributes.
+
+    Args:
+        rows: those exams.
+        probabilities: (N, C) of them.
+        novelty: of those whose photos were looked at.
+        learned: the exams that the model learned from.
+    """
     data_set = index.manifest.data_set
-    validates = np.isin(held_out.rows, roles.val)
-    probabilities = held_out.probabilities[validates]
-    novelty = [max(familiarity.novelty(item.features, item.looks).values(), default=None) for item in val]
     names = data_set.class_names
-    variables = attribute_variables(index.attribute_rows(roles.train), data_set)
+    variables = attribute_variables(index.attribute_rows(learned), data_set)
     if len(probabilities):
         variables["prediction"] = of_texts(names[place] for place in probabilities.argmax(axis=1))
         variables["confidence"] = of_numbers(probabilities.max(axis=1).tolist())
         variables["novelty"] = of_numbers(novelty)
-        variables |= photo_variables([item.looks for item in val])
-    return Reference(num_train=len(roles.train), num_val=len(roles.val), variables=variables)
+        variables |= photo_variables([item.looks for item in seen])
+    return Reference(num_train=len(learned), num_val=len(rows), variables=variables)
 
 
-def _figures(familiarity: Familiarity, seen: list[_Seen]) -> dict[str, float]:
+def _figures(familiarity: Familiarity, seen: list[Seen]) -> dict[str, float]:
     bounds = familiarity.record.bounds
     strange = [max(familiarity.novelty(item.features, item.looks).values(), default=0.0) > 1 for item in seen]
     unusable = [

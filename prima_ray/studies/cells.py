@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Cell:
         return f"{self.recipe} ({', '.join(where)})" if where else self.recipe
 
 
+Fold = int | Literal["none"]
 Question = tuple[str, int, int, int]
 """Variant, candidate, fold, seed: what one run answers."""
 
@@ -72,8 +73,11 @@ class CellPlanner:
         self.cells: dict[str, Cell] = {}
         self._made: dict[str, Cell] = {}
 
-    def cell(self, recipe: str, *, fold: int, seed: int, change: Changes | None = None) -> Cell:
+    def cell(self, recipe: str, *, fold: Fold, seed: int, change: Changes | None = None) -> Cell:
         """The cell of a recipe, and of everything before it.
+
+        Args:
+            fold: the test fold; "none" trains on every fold.
 
         Raises:
             PrimaError: its config is wrong, or names a run that the study does not make.
@@ -83,7 +87,7 @@ class CellPlanner:
             self._made[known] = self._make(recipe, fold, seed, change or {})
         return self._made[known]
 
-    def _make(self, name: str, fold: int, seed: int, change: Changes) -> Cell:
+    def _make(self, name: str, fold: Fold, seed: int, change: Changes) -> Cell:
         recipe = self._study.recipes[name]
         if not recipe.vary:
             seed = self._study.seeds[0]
@@ -117,7 +121,7 @@ class CellPlanner:
                 stage=recipe.stage,
                 config=config.model_copy(update={"out": str(self._home / f"{recipe.stage}-{key}")}),
                 parents=tuple(dict.fromkeys(cell.key for cell in parents.values())),
-                fold=fold if has_fold else None,
+                fold=fold if has_fold and fold != "none" else None,
                 seed=seed if has_seed else None,
                 place=len(self.cells),
                 work=run_of(recipe.stage),
@@ -195,7 +199,7 @@ def _reads_shards(cls: type[StrictConfig]) -> bool:
 def _refuse_strangers(name: str, config: StrictConfig, parents: Mapping[str, Cell]) -> None:
     """A run that the study does not make was trained on some fold: perhaps on the one that is tested."""
     inputs = getattr(config, "inputs", None)
-    for role in ("align", "finetune"):
+    for role in ("align", "finetune", "photos"):
         path = getattr(inputs, role, None)
         if path is not None and role not in parents:
             raise PrimaError(

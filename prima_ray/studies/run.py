@@ -33,19 +33,19 @@ def run_study(config: StudyConfig) -> Path:
         PrimaError: a mistake in the study or in a config that it names, a fold that leaks, or a run that failed.
     """
     with open_alone(config, out=config.out, stage="study", execution_keys=_HOW, prepared=()) as run:
-        shards = _shards(config)
+        shards = shards_of(config)
         index = ExamIndex.read(shards)
         cells, asked = plan_study(config, index)
         _announce(config, cells)
-        progress = _run(config, cells)
+        progress = run_all(config, cells)
         data = fold_data(config, index)
         chosen = choose_runs(data, cells, asked)
         asks = config.scored_on == "test"
         further = answer_cells(config, [cell for cell, _ in chosen.values()], shards) if asks else {}
-        _run(config, {cell.key: cell for cell in further.values()})
+        run_all(config, {cell.key: cell for cell in further.values()})
         everything = gather_answers(config, data, chosen, further)
         if not everything[config.ours]:
-            _refuse_failed(progress)
+            refuse_failed(progress)
         metrics = figures(config, data, everything)
         metrics["runs"] = _times(cells)
         metrics["unvetted"] = any(is_unvetted(str(cell.folder)) for cell in cells.values())
@@ -59,16 +59,17 @@ def run_study(config: StudyConfig) -> Path:
         for sentence in verdict_sentences(metrics):
             _log.info("%s", sentence)
         _tell_times(metrics["runs"])
-        _refuse_failed(progress)
+        refuse_failed(progress)
         return run.path
 
 
-def _shards(config: StudyConfig) -> str:
+def shards_of(config: StudyConfig) -> str:
+    """The folder of the study's shards, made first where a recipe makes it."""
     if config.inputs.shards is not None:
         return config.inputs.shards
     planner = CellPlanner(config, shards="")
     cell = planner.cell(str(config.inputs.ingest), fold=0, seed=config.seeds[0])
-    _refuse_failed(_run(config, planner.cells))
+    refuse_failed(run_all(config, planner.cells))
     return str(cell.folder)
 
 
@@ -80,7 +81,8 @@ def _announce(config: StudyConfig, cells: Mapping[str, Cell]) -> None:
     _log.info("study: %d variants, %d runs (%s)", len(config.variants), len(cells), told)
 
 
-def _run(config: StudyConfig, cells: Mapping[str, Cell]) -> Progress:
+def run_all(config: StudyConfig, cells: Mapping[str, Cell]) -> Progress:
+    """Run what is not finished, as the study says."""
     return run_cells(cells, config.context, cpus_per_cell=config.cpus_per_cell, gpus_per_cell=config.gpus_per_cell)
 
 
@@ -99,7 +101,10 @@ def _tell_times(runs: Mapping[str, Mapping[str, Any]]) -> None:
         _log.info("study: %s: %d runs, %s in all", name, item["runs"], duration(item["seconds"]))
 
 
-def _refuse_failed(progress: Progress) -> None:
+def refuse_failed(progress: Progress) -> None:
+    """Raises:
+    PrimaError: a run has failed.
+    """
     if not progress.failed:
         return
     key, outcome = next(iter(progress.failed.items()))

@@ -1,0 +1,97 @@
+"""The final model of a study: trained on every fold, calibrated on what the folds' models said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from prima_ray.base import PrimaError
+from prima_ray.data.plan import ExamIndex
+from prima_ray.data.run_record import check_outputs, read_record
+from prima_ray.inference.bundle import read_calibration
+from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.predictor import Predictor
+from prima_ray.inference.readiness import check_known_exam
+from prima_ray.stages.evaluate import run_evaluate
+from prima_ray.stages.row_sets import read_predictions
+from prima_ray.studies.config import StudyConfig
+from prima_ray.studies.final import train_final
+from prima_ray.studies.run import run_study
+
+PHOTOS = {"stage": "finetune", "config": "finetune.yaml", "change": {"max_steps": 2}}
+OURS = {"kind": "trained", "title": "photos", "recipe": "photos"}
+
+
+@pytest.fixture
+def study(make_study: Callable[..., StudyConfig]) -> StudyConfig:
+    return make_study(folds=None, recipes={"photos": PHOTOS}, variants={"photos": OURS}, ours="photos")
+
+
+def test_it_is_calibrated_on_what_each_model_said_of_its_own_test_fold(
+    study: StudyConfig, labelled_shards: str, tmp_path: Path
+) -> None:
+    run_study(study)
+    found = train_final(study, str(tmp_path / "final"))
+    index = ExamIndex.read(labelled_shards)
+    config = yaml.safe_load((found / "config.yaml").read_text())
+    assert config["fold"] == "none"
+    check_outputs(found, read_record(found, stage="finetune"))
+
+    labelled = np.flatnonzero(index.labels >= 0)
+    scores = np.full((len(labelled), 3), np.nan)
+    for fold in range(4):
+        runs = [
+            folder
+            for folder in (tmp_path / "given" / "cells").glob("finetune-*")
+            if folder.is_dir() and yaml.safe_load((folder / "config.yaml").read_text())["fold"] == fold
+        ]
+        (run,) = runs
+        mine = index.folds("patient")[labelled] == fold
+        calibration = read_calibration(run / "model")
+        assert calibration is not None
+        scores[mine] = np.log(calibration.undone(read_predictions(run, index, labelled[mine])))
+    assert np.isfinite(scores).all()
+    asked = CalibrationConfig.model_validate(config["calibration"])
+    wanted = fit_calibration(scores, index.labels[labelled], index.manifest.data_set.class_names, asked)
+    predictor = Predictor.load(found)
+    assert predictor.calibration.temperature == pytest.approx(wanted.temperature, rel=1e-6)
+    assert predictor.calibration.set_threshold == pytest.approx(wanted.set_threshold, rel=1e-6)
+    assert predictor.calibration.num_exams == len(labelled)
+    assert "4 models, each of a fold that it did not learn from" in predictor.calibration.notes[-1]
+    np.testing.assert_allclose(read_predictions(found, index, labelled), wanted.probabilities(scores), atol=1e-6)
+    assert check_known_exam(predictor) is not None
+    told = json.loads((found / "metrics.json").read_text())["cross_fitted"]
+    assert told["num_exams"] == len(labelled)
+    assert 0 <= told["figures"]["macro_f1"]["mean"] <= 1
+
+    familiarity = predictor.bundle.familiarity
+    assert familiarity is not None
+    assert familiarity.record.num_val == len(labelled)
+    assert all(limit is None or limit > 0 for limit in familiarity.record.limits.values())
+    reference = predictor.bundle.reference
+    assert reference is not None
+    assert {"prediction", "confidence"} <= set(reference.variables)
+    # It has seen every exam: nothing is left to score it on.
+    with pytest.raises(PrimaError, match="trained on every fold"):
+        run_evaluate(str(found))
+    before = (found / "run.json").read_text()
+    assert train_final(study, str(tmp_path / "final")) == found
+    assert (found / "run.json").read_text() == before
+
+
+def test_folds_that_are_left_out_leave_exams_unanswered(make_study: Callable[..., StudyConfig], tmp_path: Path) -> None:
+    study = make_study(recipes={"photos": PHOTOS}, variants={"photos": OURS}, ours="photos")
+    with pytest.raises(PrimaError, match="leaves folds out"):
+        train_final(study, str(tmp_path / "final"))
+    assert not (tmp_path / "final").exists()
+
+
+def test_of_a_classifier_of_attributes_there_is_none(make_study: Callable[..., StudyConfig], tmp_path: Path) -> None:
+    study = make_study(folds=None, variants={"ours": {"kind": "metadata", "title": "attributes"}}, ours="ours")
+    with pytest.raises(PrimaError, match="ours is not trained"):
+        train_final(study, str(tmp_path / "final"))
