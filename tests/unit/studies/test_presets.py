@@ -19,7 +19,7 @@ def planned(name: str, shards: str) -> tuple[StudyConfig, dict[str, Cell]]:
     return study, plan_study(study, ExamIndex.read(shards))[0]
 
 
-@pytest.mark.parametrize(("name", "runs"), [("table1", 4), ("table3", 18)])
+@pytest.mark.parametrize(("name", "runs"), [("table1", 5), ("table3", 27), ("search", 4)])
 def test_it_can_be_planned(name: str, runs: int, labelled_shards: str) -> None:
     study, cells = planned(name, labelled_shards)
     assert len(cells) == runs
@@ -30,6 +30,6 @@ def test_it_can_be_planned(name: str, runs: int, labelled_shards: str) -> None:
 
 def test_both_tables_share_primas_runs(labelled_shards: str) -> None:
     (_, first), (_, third) = (planned(name, labelled_shards) for name in ("table1", "table3"))
-    assert {cell.recipe for key, cell in first.items() if key in third} == {"align", "fuse"}
+    assert {cell.recipe for key, cell in first.items() if key in third} == {"align", "finetune", "fuse"}
     # The same folder too: whoever is first trains it.
     assert all(cell.folder == third[key].folder for key, cell in first.items() if key in third)
