@@ -62,15 +62,23 @@ def answer_cells(study: StudyConfig, cells: Sequence[Cell], shards: str) -> dict
     found = {}
     for cell in cells:
         key = hash_json(["answers", cell.key])[: len(cell.key)]
+        folder = cells_folder(study) / f"answers-{key}"
         config = AnswersConfig(
-            out=str(cells_folder(study) / f"answers-{key}"),
+            out=str(folder),
             run=str(cell.folder),
             shards=shards,
             split=study.split,
             fold=cell.fold if cell.fold is not None else 0,
         )
         found[cell.key] = replace(
-            cell, key=key, recipe=f"answers of {cell.recipe}", stage="answers", config=config, parents=(), work=ask
+            cell,
+            key=key,
+            recipe=f"answers of {cell.recipe}",
+            stage="answers",
+            config=config,
+            parents=(),
+            work=ask,
+            folder=folder,
         )
     return found
 

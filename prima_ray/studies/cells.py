@@ -46,11 +46,8 @@ class Cell:
     """Its turn: cells of the first fold come first."""
     work: Callable[[Any], Any]
     """What is called with the config; importable."""
-
-    @property
-    def folder(self) -> Path:
-        """Its run directory."""
-        return Path(self.config.out)  # type: ignore[attr-defined]
+    folder: Path
+    """Its run directory, `out` of the config."""
 
     @property
     def title(self) -> str:
@@ -115,16 +112,18 @@ class CellPlanner:
         _refuse_strangers(name, config, parents)
         key = _key(recipe.stage, config, {str(cell.folder): cell.key for cell in parents.values()})
         if key not in self.cells:
+            folder = self._home / f"{recipe.stage}-{key}"
             self.cells[key] = Cell(
                 key=key,
                 recipe=name,
                 stage=recipe.stage,
-                config=config.model_copy(update={"out": str(self._home / f"{recipe.stage}-{key}")}),
+                config=config.model_copy(update={"out": str(folder)}),
                 parents=tuple(dict.fromkeys(cell.key for cell in parents.values())),
                 fold=fold if has_fold and fold != "none" else None,
                 seed=seed if has_seed else None,
                 place=len(self.cells),
                 work=run_of(recipe.stage),
+                folder=folder,
             )
         return self.cells[key]
 

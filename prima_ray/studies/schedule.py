@@ -182,8 +182,7 @@ def _one_by_one(waiting: list[Cell], progress: Progress, threads: int) -> None:
 def _with_ray(
     waiting: list[Cell], progress: Progress, context: RayContextConfig, *, cpus: float, gpus: float, threads: int
 ) -> None:
-    own_workers = [cell.config.worker_range[1] for cell in waiting if _brings_workers(cell)]  # type: ignore[attr-defined]
-    connect(context, num_workers=max(own_workers, default=0))
+    connect(context, num_workers=max((_own_workers(cell) for cell in waiting), default=0))
     check_shared(str(waiting[0].folder.parent))
     import ray
 
@@ -198,7 +197,7 @@ def _with_ray(
             cell = ready.pop()
             if cell is None:
                 break
-            mine = {"num_cpus": 0} if _brings_workers(cell) else {"num_cpus": cpus, "num_gpus": gpus}
+            mine = {"num_cpus": 0} if _own_workers(cell) else {"num_cpus": cpus, "num_gpus": gpus}
             running[task.options(**mine).remote(cell.work, cell.config, str(log_of(cell)), threads)] = cell
             progress.say(f"{cell.title} ...")
         if not running:
@@ -212,8 +211,10 @@ def _with_ray(
         ready.ended(cell, outcome)
 
 
-def _brings_workers(cell: Cell) -> bool:
-    return isinstance(cell.config, LoopConfig) and cell.config.context.kind == "ray"
+def _own_workers(cell: Cell) -> int:
+    """Ray workers that a run brings; 0 for one with a local context."""
+    config = cell.config
+    return config.worker_range[1] if isinstance(config, LoopConfig) and config.context.kind == "ray" else 0
 
 
 def _share(cell: Cell, cpus: float) -> float:
