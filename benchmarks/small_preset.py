@@ -79,7 +79,7 @@ def _walk(root: Path, arguments: Namespace) -> dict[str, float]:
         ],
         "fuse": [
             "fuse", str(PRESET / "fuse.yaml"),
-            *_set(f"out={fuse}", *trained, f"inputs.align={align}", f"inputs.finetune={finetune}"),
+            *_set(f"out={fuse}", *trained, f"inputs.align={align}", f"inputs.photos={finetune}"),
         ],
         "evaluate": ["evaluate", fuse],
     }  # fmt: skip
@@ -93,16 +93,18 @@ def _alignment(root: Path, arguments: Namespace) -> dict[str, Any]:
     image = towers.image_tower.model_dump(mode="json")
     text = towers.text_tower.model_dump(mode="json")
     ways = {
-        "aligned": [f"inputs.align={align}", "inputs.finetune=null"],
+        "aligned": [f"inputs.align={align}"],
         "untrained": [
-            "inputs.align=null", "inputs.finetune=null",
+            "inputs.align=null",
             f"image_tower={json.dumps(image)}", f"text_tower={json.dumps(text)}",
         ],
     }  # fmt: skip
     short = ["epochs=1"] if arguments.quick else []
+    # The language model by itself: the classifier of photos would come from align too.
+    alone = ["inputs.photos=null", "experts=null"]
     for name, towers_of in ways.items():
         out = [f"out={root / f'fuse_{name}'}", f"fold={arguments.fold}", f"inputs.shards={root / 'shards'}"]
-        _prima(["fuse", str(PRESET / "fuse.yaml"), *_set(*out, *towers_of, *LOCAL, *short)])
+        _prima(["fuse", str(PRESET / "fuse.yaml"), *_set(*out, *towers_of, *alone, *LOCAL, *short)])
     index = ExamIndex.read(str(root / "shards"))
     config = load_config(FuseConfig, root / "fuse_aligned" / "config.yaml")
     rows = np.flatnonzero((index.folds(config.split) == arguments.fold) & (index.labels >= 0))

@@ -28,6 +28,7 @@ from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.inference.calibration import Calibration, calibration_figures
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.stages.out_lock import open_alone
+from prima_ray.stages.parent_folds import check_parent_folds
 from prima_ray.stages.rundir import ParentState, RunDir, check_finished, check_parent, finish_run
 from prima_ray.training.checkpoint import Progress, check_origin, load_best, load_last
 from prima_ray.training.config import EXECUTION_KEYS, LocalContextConfig, LoopConfig, TrainingConfig
@@ -95,6 +96,7 @@ def run_training(
         for path in inputs.values():
             check_parent(path)
         plan = _plan(config, run, shards, labelled=labelled)
+        check_parent_folds(plan.index, plan.roles, inputs)
         task = make_task(plan)
         prepared, model, progress = train_task(
             config,
