@@ -250,10 +250,12 @@ def _run_compare(arguments: argparse.Namespace) -> int:
 
 def _run_study(arguments: argparse.Namespace) -> int:
     from prima_ray.studies.config import StudyConfig
-    from prima_ray.studies.final import train_final
+    from prima_ray.studies.final import check_final, train_final
     from prima_ray.studies.run import run_study
 
     config = load_config(StudyConfig, arguments.config, arguments.overrides)
+    if arguments.final:
+        check_final(config, arguments.final)
     _answer(run_study, config)
     if arguments.final:
         _answer(train_final, config, arguments.final)

@@ -15,7 +15,7 @@ Record = Mapping[str, Any]
 _COLOURS = [BLUE, "#c05621", INK]
 _WORD = {
     "better": "better than chance",
-    "not distinguishable": "no better than chance",
+    "not distinguishable": "not shown to be better than chance",
     "worse": "worse than chance",
     "too few": "too few",
 }
@@ -34,7 +34,7 @@ def explanation_section(record: Record) -> Section:
             (
                 method,
                 interval_cell(item["gain"], sign=True),
-                _WORD[item["verdict"]],
+                (_WORD[item["verdict"]], f"{item['num_exams']} exams"),
                 interval_cell(found["agreement"].get(method), scale=1, digits=2, sign=True),
             )
             for method, item in found["methods"].items()

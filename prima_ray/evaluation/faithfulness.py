@@ -25,7 +25,7 @@ _STEPS = 21
 
 
 class ExplanationsConfig(StrictConfig):
-    """Whether explanations are checked, and on how many exams; each costs some hundred passes of the model."""
+    """Whether explanations are checked, and on how many exams; each is several hundred questions to the model."""
 
     enabled: bool = False
     """`--explanations` says true."""
@@ -78,27 +78,32 @@ def faithfulness_evidence(deleted: Sequence[Deleted], *, share: float, num_resam
         share: see `ExplanationsConfig`.
 
     Returns:
-        `methods`: name -> `gain` (random's area less its own, with its interval over patients), `verdict` and `curve`;
-        `random`: `curve`; `agreement`: Spearman's correlation of the first method with each other one, the mean over
-        the exams where both say something.
+        `methods`: name -> `num_exams` (where it says something), `gain` (random's area less its own, with its interval
+        over patients), `verdict` and `curve`; `random`: `curve`; `agreement`: Spearman's correlation of the first
+        method with each other one, the mean over the exams where both say something.
     """
-    patients = [item.patient for item in deleted]
     again = {"num_resamples": num_resamples, "seed": seed}
-    chance = np.array([area(item.random.mean(axis=0), share) for item in deleted])
-    names = list(deleted[0].curves) if deleted else []
-    methods = {}
+    names = list(dict.fromkeys(name for item in deleted for name in item.curves))
+    methods, agreement = {}, {}
     for name in names:
-        gain = mean_interval(chance - np.array([area(item.curves[name], share) for item in deleted]), patients, **again)
-        curve = np.mean([_resampled(item.curves[name]) for item in deleted], axis=0)
-        methods[name] = {"gain": asdict(gain), "verdict": verdict(gain), "curve": curve.tolist()}
-    agreement = {}
-    for name in names[1:]:
-        both = [_spearman(item.scores[names[0]], item.scores[name]) for item in deleted]
-        agreement[name] = asdict(mean_interval(np.array(both), patients, **again))
+        mine = [item for item in deleted if name in item.curves]
+        gains = [area(item.random.mean(axis=0), share) - area(item.curves[name], share) for item in mine]
+        gain = mean_interval(np.array(gains), [item.patient for item in mine], **again)
+        curve = np.mean([_resampled(item.curves[name]) for item in mine], axis=0)
+        methods[name] = {
+            "num_exams": len(mine),
+            "gain": asdict(gain),
+            "verdict": verdict(gain),
+            "curve": curve.tolist(),
+        }
+        both = [item for item in mine if name != names[0] and names[0] in item.scores]
+        if both:
+            found = np.array([_spearman(item.scores[names[0]], item.scores[name]) for item in both])
+            agreement[name] = asdict(mean_interval(found, [item.patient for item in both], **again))
     random = np.mean([_resampled(item.random.mean(axis=0)) for item in deleted], axis=0) if deleted else np.zeros(0)
     return {
         "num_exams": len(deleted),
-        "num_patients": len(set(patients)),
+        "num_patients": len({item.patient for item in deleted}),
         "methods": methods,
         "agreement": agreement,
         "random": {"curve": random.tolist()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,18 @@ from prima_ray.inference.predictor import Predictor
 
 Values = NDArray[np.float64]
 _BATCH = 32
-_MISSING = "checks on explanations need captum and shap, which are not installed"
+_MEND = "Install `prima-ray[explain]`."
+
+
+def check_installed() -> None:
+    """What occlusion and Shapley values are computed by.
+
+    Raises:
+        PrimaError: one of captum and shap is not installed.
+    """
+    for name in ("captum", "shap"):
+        if find_spec(name) is None:
+            raise PrimaError(f"checks on explanations need {name}, which is not installed", mend=_MEND)
 
 
 @dataclass(frozen=True)
@@ -114,15 +126,9 @@ def on_cells(grid: Values, count: int) -> Values:
 
 
 def occlusion(subject: Subject, view: int, *, cells: int) -> Values:
-    """(cells * cells,) the fall of the class's log-odds when a cell of a view is grey: the mean colour, by captum.
+    """(cells * cells,) the fall of the class's log-odds when a cell of a view is grey: the mean colour, by captum."""
+    from captum.attr import FeatureAblation
 
-    Raises:
-        PrimaError: captum is not installed.
-    """
-    try:
-        from captum.attr import FeatureAblation
-    except ImportError:
-        raise PrimaError(_MISSING, mend="Install `prima-ray[explain]`.") from None
     image = _view(subject, view)
     mask = torch.from_numpy(cells_of(image.shape[-1], cells))[None, None]
 
@@ -144,14 +150,9 @@ def shapley(subject: Subject, *, permutations: int, seed: int) -> Values:
     Args:
         permutations: walks from nothing to everything and back that are averaged, where asking about every subset would
             take more.
-
-    Raises:
-        PrimaError: shap is not installed.
     """
-    try:
-        import shap
-    except ImportError:
-        raise PrimaError(_MISSING, mend="Install `prima-ray[explain]`.") from None
+    import shap
+
     count = len(subject.attributes)
     if count == 1:
         whole = subject.odds(subject.with_attributes(np.array([[True], [False]])))
@@ -165,10 +166,10 @@ def shapley(subject: Subject, *, permutations: int, seed: int) -> Values:
     if 2**count <= asked:
         exact: Values = np.asarray(shap.ExactExplainer(score, nothing)(everything, silent=True).values)[0]
         return exact
-    explainer = shap.PermutationExplainer(score, nothing, seed=seed)
-    # It seeds numpy's global generator, which is not ours to seed.
+    # The explainer seeds numpy's global generator, which is not ours to seed.
     state = np.random.get_state()
     try:
+        explainer = shap.PermutationExplainer(score, nothing, seed=seed)
         found = explainer(everything, max_evals=asked, silent=True)
     finally:
         np.random.set_state(state)
@@ -181,8 +182,11 @@ def delete_cells(subject: Subject, view: int, orders: Sequence[NDArray[np.int64]
     image, mask = _view(subject, view), torch.from_numpy(cells_of(_view(subject, view).shape[-1], cells))
 
     def score(gone: NDArray[np.bool_]) -> Values:
-        grey = torch.from_numpy(gone)[:, mask]
-        return subject.with_photo(torch.where(grey[:, None], 0.0, image), view)
+        parts = []
+        for at in range(0, len(gone), _BATCH):
+            grey = torch.from_numpy(gone[at : at + _BATCH])[:, mask]
+            parts.append(subject.with_photo(torch.where(grey[:, None], 0.0, image), view))
+        return np.concatenate(parts)
 
     return _delete(subject, orders, score)
 
@@ -200,9 +204,10 @@ def _delete(
     for number, order in enumerate(orders):
         for step, place in enumerate(order, start=1):
             gone[number, step:, place] = True
-    logits = score(gone.reshape(-1, count))
-    found = subject.predictor.calibration.probabilities(logits)[:, subject.target]
-    return found.reshape(len(orders), count + 1)
+    # All orders begin and end alike.
+    asked, place = np.unique(gone.reshape(-1, count), axis=0, return_inverse=True)
+    found = subject.predictor.calibration.probabilities(score(asked))[:, subject.target]
+    return found[place.reshape(-1)].reshape(len(orders), count + 1)
 
 
 def _view(subject: Subject, view: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import nn
 
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, read_json, write_json
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
+from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, expand_names, text_attributes
 from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.calibration import Calibration
@@ -72,6 +72,14 @@ class BundleConfig(StrictConfig):
     """The image tower was fine-tuned after its heads were trained: they explain less of it than they did."""
     answers: tuple[str, ...] = ()
     """Which of the JSON files there are."""
+
+    @property
+    def read_attributes(self) -> tuple[str, ...]:
+        """The attributes that the model's text speaks of; none for a model of photos alone."""
+        if self.text is None or self.kind != "fuse":
+            return ()
+        masked = expand_names(self.text.masked, self.data_set, what="masked")
+        return tuple(item.name for item in text_attributes(self.data_set, self.text) if item.name not in masked)
 
 
 @dataclass(frozen=True)

@@ -125,23 +125,39 @@ def fit_familiarity(
     """
     features, looks, sides = train
     exams = val[2]
-    num_val, notes, limits = len(np.unique(exams)), [], dict.fromkeys(_SPACES, None)
-    spaces: dict[str, Gaussian] = {}
-    bounds = fit_bounds(looks, sides, view_side=view_side) if len(looks) >= _MIN_PHOTOS else None
-    found: dict[str, float | None] = dict(limits)
-    if len(looks) < _MIN_PHOTOS:
-        notes.append(f"{len(looks)} training photos are too few to tell strange photos or unusable ones")
-    else:
-        spaces = {"features": Gaussian.fit(features), "appearance": Gaussian.fit(looks)}
-        held_out = Familiarity(FamiliarityRecord(limits={}, bounds=None, num_train=0, num_val=0), spaces)
-        photos = [(val[0][exams == exam], val[1][exams == exam]) for exam in np.unique(exams)]
-        found |= familiar_limits(strangest(held_out, photos), config)
-        if found["features"] is None:
-            notes.append(
-                f"{num_val} validation exams are too few to tell strange photos (familiar: {config.familiar:g})"
-            )
-    record = FamiliarityRecord(limits=found, bounds=bounds, num_train=len(looks), num_val=num_val, notes=tuple(notes))
-    return Familiarity(record, spaces)
+    enough = len(looks) >= _MIN_PHOTOS
+    record = FamiliarityRecord(
+        limits=dict.fromkeys(_SPACES),
+        bounds=fit_bounds(looks, sides, view_side=view_side) if enough else None,
+        num_train=len(looks),
+        num_val=len(np.unique(exams)),
+        notes=() if enough else (f"{len(looks)} training photos are too few to tell strange photos or unusable ones",),
+    )
+    if not enough:
+        return Familiarity(record, {})
+    found = Familiarity(record, {"features": Gaussian.fit(features), "appearance": Gaussian.fit(looks)})
+    photos = [(val[0][exams == exam], val[1][exams == exam]) for exam in np.unique(exams)]
+    return with_limits(found, strangest(found, photos), num_val=record.num_val, config=config)
+
+
+def with_limits(
+    familiarity: Familiarity, distances: Mapping[str, Matrix], *, num_val: int, config: FamiliarityConfig
+) -> Familiarity:
+    """The same with limits from exams that were not learned from; where nothing was fitted, as it is.
+
+    Args:
+        distances: see `strangest`.
+        num_val: how many exams these are.
+    """
+    if not familiarity.spaces:
+        return familiarity
+    share = 1 - (1 - config.familiar) / len(_SPACES)
+    limits = {name: conformal_threshold(distances.get(name, np.zeros(0)), share) for name in _SPACES}
+    notes = (f"{num_val} validation exams are too few to tell strange photos (familiar: {config.familiar:g})",)
+    record = familiarity.record.model_copy(
+        update={"limits": limits, "num_val": num_val, "notes": notes if limits["features"] is None else ()}
+    )
+    return Familiarity(record, familiarity.spaces)
 
 
 def strangest(familiarity: Familiarity, photos: Sequence[tuple[Matrix, Matrix]]) -> dict[str, Matrix]:
@@ -157,12 +173,6 @@ def strangest(familiarity: Familiarity, photos: Sequence[tuple[Matrix, Matrix]])
         name: np.array([familiarity.spaces[name].distance(exam[place]).max() for exam in photos])
         for name, place in places.items()
     }
-
-
-def familiar_limits(distances: Mapping[str, Matrix], config: FamiliarityConfig) -> dict[str, float | None]:
-    """Space -> the largest distance that is familiar, from those of exams that were not learned from."""
-    share = 1 - (1 - config.familiar) / len(_SPACES)
-    return {name: conformal_threshold(values, share) for name, values in distances.items()}
 
 
 def save_arrays(path: Path, familiarity: Familiarity) -> None:

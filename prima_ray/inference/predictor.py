@@ -25,7 +25,7 @@ from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.fetched import local_copy
 from prima_ray.data.images import ImageRejected, decode_image
-from prima_ray.data.metadata import describe, expand_names, text_attributes
+from prima_ray.data.metadata import describe
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.appearance import pixels_of
 from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
@@ -160,11 +160,7 @@ class Predictor:
     @property
     def read_attributes(self) -> tuple[str, ...]:
         """The attributes that the model's text speaks of; none for a model of photos alone."""
-        text = self.config.text
-        if text is None or not self.uses_attributes:
-            return ()
-        masked = expand_names(text.masked, self.data_set, what="masked")
-        return tuple(item.name for item in text_attributes(self.data_set, text) if item.name not in masked)
+        return self.config.read_attributes
 
     def warnings(self, attributes: Mapping[str, object]) -> list[str]:
         """What a person should know before believing the answer; nothing where most of what is read was given.

@@ -71,7 +71,7 @@ def complete(
     plan, run = trained.plan, trained.plan.run.path
     predictor = Predictor.of(bundle, device=device, run=run, folder=run / "model")
     roles = {
-        name: _some(plan.index, rows, config.max_exams)
+        name: drawn_rows(plan.index, rows, config.max_exams)
         for name, rows in (("train", plan.roles.train), ("val", plan.roles.val), ("test", plan.roles.test))
     }
     seen = {name: list(look_at(predictor, plan.index, rows)) for name, rows in roles.items()}
@@ -103,7 +103,7 @@ def complete(
     return bundle, {"limits": familiarity.record.limits, **figures}
 
 
-def _some(index: ExamIndex, rows: Rows, most: int) -> Rows:
+def drawn_rows(index: ExamIndex, rows: Rows, most: int) -> Rows:
     """At most so many of the rows, drawn by their exam ids."""
     if len(rows) <= most:
         return rows

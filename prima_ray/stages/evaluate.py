@@ -61,6 +61,7 @@ from prima_ray.evaluation.robustness import (
 from prima_ray.evaluation.selective import COVERAGES
 from prima_ray.evaluation.statistics import LEVEL
 from prima_ray.evaluation.subgroups import SubgroupsConfig, find_subgroups, subgroup_evidence
+from prima_ray.inference.attribution import check_installed
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.evaluate_report import build_report, read_baselines
 from prima_ray.stages.explanations import Example, examples_of, explanation_evidence
@@ -151,6 +152,8 @@ def run_evaluate(
             "explanations are checked on a run's own test fold",
             mend="Leave --explanations out where another data set is scored.",
         )
+    if settings.explanations.enabled:
+        check_installed()
     if mapping is not None and shards is None:
         raise PrimaError("--mapping says how another data set is read", mend="Name its shards: --shards FOLDER.")
     address = out if out is not None else join(run_dir, _folder_name(shards if mapping else None))

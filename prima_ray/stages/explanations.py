@@ -47,7 +47,6 @@ class Example:
     """An exam of the test fold, answered and explained."""
 
     kind: Kind
-    exam_id: str
     truth: str
     answer: Diagnosis
     pictures: Mapping[str, bytes]
@@ -102,13 +101,12 @@ def examples_of(
     diagnoser, found = Diagnoser(predictor, version=""), []
     for kind, places in _examples(predictor, index.labels[rows], probabilities, config.examples).items():
         for place in places:
-            exam = _exam(index, int(rows[place]))
+            exam = _exam(index, int(rows[place]), most=predictor.config.views.max_photos)
             subject = _subject(predictor, exam)
             answer = diagnoser.diagnose_one(exam, explain=True)
             found.append(
                 Example(
                     kind=kind,
-                    exam_id=exam.exam_id,
                     truth=predictor.data_set.class_names[index.labels[rows[place]]],
                     answer=answer,
                     pictures=_pictures(subject, answer, config),
@@ -135,11 +133,12 @@ def _examples(
     }
 
 
-def _exam(index: ExamIndex, row: int) -> Exam:
+def _exam(index: ExamIndex, row: int, *, most: int) -> Exam:
+    """An exam of the shards, with as many photos as the model reads."""
     (table,) = shard_tables(index, np.array([row]))
     (found,) = table.to_pylist()
     return Exam(
-        images=tuple(photo["bytes"] for photo in found["images"]),
+        images=tuple(photo["bytes"] for photo in found["images"][:most]),
         attributes=dict(found["attributes"] or ()),
         exam_id=found["exam_id"],
     )
@@ -188,7 +187,7 @@ def _subject(predictor: Predictor, exam: Exam) -> Subject:
 
 def _check(predictor: Predictor, index: ExamIndex, rows: Rows, config: ExplanationsConfig) -> Iterator[_Checked]:
     for row in rows:
-        exam = _exam(index, int(row))
+        exam = _exam(index, int(row), most=predictor.config.views.max_photos)
         whole = _Whole(_subject(predictor, exam), exam.exam_id)
         patient = str(index.patient_ids[row])
         given = whole.subject.attributes

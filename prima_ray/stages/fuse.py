@@ -10,14 +10,16 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from prima_ray.base import InputPath, StrictConfig
+from prima_ray.base import InputPath, PrimaError, StrictConfig
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
+from prima_ray.data.fetched import local_copy
 from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, expand_names
 from prima_ray.data.run_record import read_record
+from prima_ray.data.schema import read_manifest
 from prima_ray.data.views import ViewConfig
 from prima_ray.evaluation.baselines import mask_blocks
-from prima_ray.inference.bundle import Bundle, component_folder, save_bundle
+from prima_ray.inference.bundle import Bundle, component_folder, read_bundle_config, save_bundle
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
 from prima_ray.inference.familiarity import FamiliarityConfig
 from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
@@ -124,6 +126,8 @@ def run(config: FuseConfig) -> Path | str:
     if config.fusion.kind == "qwen3":
         config.fusion.check_architecture()
     check_pixels(config.views, tower=config.image_tower, parents=parents.values())
+    if config.inputs.photos:
+        _check_photos(config, config.inputs.photos)
     # Found damaged now rather than when training is over.
     corpus = corpus_of(config.inputs.align, config.inputs.corpus)
     # A folder that the tower names is a parent like any other: it may be of an unvetted run.
@@ -141,6 +145,27 @@ def run(config: FuseConfig) -> Path | str:
         save=lambda trained: _save(config, trained, corpus),
         labelled=True,
     )
+
+
+def _check_photos(config: FuseConfig, run: str) -> None:
+    """What a classifier of photos says is added up class by class: it must speak of the same ones, of the same views.
+
+    Raises:
+        PrimaError: it does not.
+    """
+    theirs = read_bundle_config(local_copy(run) / "model")
+    classes = read_manifest(config.inputs.shards).data_set.class_names
+    if theirs.data_set.class_names != classes:
+        raise PrimaError(
+            f"inputs.photos tells {', '.join(theirs.data_set.class_names)} apart, these shards have "
+            f"{', '.join(classes)}",
+            where=run,
+            mend="Name a run of finetune on the same classes, in the same order.",
+        )
+    for key in ("image_size", "resize"):
+        mine, other = getattr(config.views, key), getattr(theirs.views, key)
+        if mine != other:
+            raise PrimaError(f"views.{key} is {mine}, inputs.photos reads {other}", where=run, mend="Set them alike.")
 
 
 def tower_sources(config: FuseConfig) -> TowerSources:

@@ -9,6 +9,7 @@ from prima_ray.data.description import DataSetConfig
 from prima_ray.evaluation.metrics import HEADLINE
 from prima_ray.evaluation.plots import strip_of
 from prima_ray.evaluation.report import Grid, Section, percent
+from prima_ray.inference.bundle import read_bundle_config
 from prima_ray.stages.explanations import ATTENTION, Example
 from prima_ray.stages.scoring import ScoredSet
 from prima_ray.stages.tested_run import TestedRun
@@ -48,7 +49,7 @@ def example_section(example: Example, data_set: DataSetConfig) -> Section:
         facts["notes"] = "; ".join(found.notes)
     return Section(
         title=f"Example, {_TITLES[example.kind]}: {example.truth}",
-        note=f"Exam {example.exam_id} of the test fold. Literature is on the same facts; the model did not look it up.",
+        note="An exam of the test fold. Literature is on the same facts; the model did not look it up.",
         facts={name: text for name, text in facts.items() if text},
         grids=grids,
         pictures={"From the left: " + ", ".join(example.pictures) + ".": strip_of(list(example.pictures.values()))},
@@ -63,7 +64,7 @@ def model_card(run: TestedRun, scored: Sequence[ScoredSet], metrics: Mapping[str
         for title, item in zip(HEADLINE.values(), whole.table.rows[run.model].values(), strict=True)
     ]
     tested = f"{whole.table.num_exams} exams of {whole.table.num_patients} patients"
-    external = metrics["external"]
+    external, reads = metrics["external"], read_bundle_config(run.path / "model").read_attributes
     facts = {
         "model": f"{run.model}, made by `prima {run.record['stage']}`, finished {run.record['finished_at']}",
         "intended use": f"Research on telling apart {', '.join(item.phrase for item in data_set.classes)}.",
@@ -78,16 +79,16 @@ def model_card(run: TestedRun, scored: Sequence[ScoredSet], metrics: Mapping[str
         else f"{tested}, none of whom it has seen"
         if not run.shared_patients
         else f"{tested}, of some of whom it has seen other exams",
-        "reads": ", ".join(data_set.attribute_names) or "no attribute",
+        "reads": f"photos, and {', '.join(reads)}" if reads else "photos alone",
         "figures": f"{', '.join(figures)}, in %, on all of them",
-        "limits": " ".join(_limits(run, metrics)) or "None beyond the warnings above was found.",
+        "limits": " ".join(_limits(run, metrics, reads)) or "None beyond the warnings above was found.",
     }
     return Section(title="Model card", facts=facts)
 
 
-def _limits(run: TestedRun, metrics: Mapping[str, Any]) -> list[str]:
+def _limits(run: TestedRun, metrics: Mapping[str, Any], reads: Sequence[str]) -> list[str]:
     found = []
-    if run.index.manifest.data_set.blocks:
+    if run.index.manifest.data_set.block_attributes & set(reads):
         found.append(
             "Attributes that go missing together may tell the diagnosis in this data: the table with them masked says "
             "what is left where they do not."
@@ -110,8 +111,12 @@ def _limits(run: TestedRun, metrics: Mapping[str, Any]) -> list[str]:
         found += [f"Less accurate with: {', '.join(hurt)}."] if hurt else []
     if metrics["explanations"]:
         shown = metrics["explanations"]["photos"]["methods"].get(ATTENTION)
-        if shown and shown["verdict"] != "better":
-            found.append("Its attention maps name no part of a photo that the answer rests on.")
+        if shown and shown["verdict"] == "worse":
+            found.append("Its attention maps name what the answer does not rest on.")
+        elif shown and shown["verdict"] != "better":
+            found.append(
+                f"On {shown['num_exams']} exams its attention maps were not shown to name what the answer rests on."
+            )
     if run.unvetted:
         found.append("It used entries of a corpus that nobody has vetted.")
     return found

@@ -64,7 +64,11 @@ Question = tuple[str, int, int, int]
 class CellPlanner:
     """Makes cells of recipes, each once."""
 
-    def __init__(self, study: StudyConfig, *, shards: str) -> None:
+    def __init__(self, study: StudyConfig, *, shards: str, epochs: Mapping[str, int] | None = None) -> None:
+        """Args:
+        epochs: of recipes that train on every fold, where they are not the config's.
+        """
+        self._epochs = epochs or {}
         self._study, self._shards = study, shards
         self._home = cells_folder(study)
         self.cells: dict[str, Cell] = {}
@@ -102,6 +106,8 @@ class CellPlanner:
             given |= {"fold": fold, "split": self._study.split}
         if has_seed:
             given["seed"] = seed
+        if fold == "none" and name in self._epochs:
+            given["epochs"] = self._epochs[name]
         if _reads_shards(cls):
             given["inputs.shards"] = self._shards
         overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()]

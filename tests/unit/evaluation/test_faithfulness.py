@@ -50,6 +50,17 @@ def test_a_map_that_knows_gains_over_chance_and_one_that_does_not_loses() -> Non
     assert (found["num_exams"], found["num_patients"]) == (12, 12)
 
 
+def test_a_method_that_says_nothing_of_an_exam_is_judged_by_the_others() -> None:
+    some = exams(12, fall=0.8)
+    for place in (0, 5):
+        del some[place].curves["map"]  # type: ignore[attr-defined]
+        del some[place].scores["map"]  # type: ignore[attr-defined]
+    found = faithfulness_evidence(some, share=1.0, num_resamples=50, seed=0)
+    assert found["methods"]["map"]["num_exams"] == 10
+    assert found["methods"]["flat"]["num_exams"] == 12
+    assert found["methods"]["map"]["gain"]["value"] == pytest.approx(0.8 * 1.5 / 4)
+
+
 def test_where_nothing_falls_nobody_gains() -> None:
     found = faithfulness_evidence(exams(12, fall=0.0), share=0.3, num_resamples=50, seed=0)
     assert found["methods"]["map"]["gain"]["value"] == 0

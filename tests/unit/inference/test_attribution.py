@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from prima_ray.base import PrimaError
 from prima_ray.inference.attribution import (
     Subject,
     cells_of,
+    check_installed,
     delete_attributes,
     delete_cells,
     occlusion,
@@ -82,6 +84,22 @@ def test_shapley_values_are_those_of_the_definition(subject: Subject) -> None:
     assert any(not np.allclose(walked[0], other, atol=1e-9) for other in walked[2:])
     for found in walked:
         assert found.sum() == pytest.approx(worth[0, 1, 2] - worth[()], abs=1e-6)
+
+
+def test_the_global_generator_is_left_as_it_was(subject: Subject) -> None:
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    shapley(subject, permutations=1, seed=0)
+    assert np.array_equal(np.random.get_state()[1], before)  # type: ignore[index, arg-type]
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prima_ray.inference.attribution.find_spec", lambda name: None if name == "shap" else name)
+    with pytest.raises(PrimaError) as caught:
+        check_installed()
+    assert str(caught.value) == (
+        "checks on explanations need shap, which is not installed\n  Install `prima-ray[explain]`."
+    )
 
 
 def test_one_attribute_alone_has_the_whole_difference(subject: Subject) -> None:

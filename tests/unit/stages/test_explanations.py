@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from prima_ray.base import PrimaError
+from prima_ray.data.plan import ExamIndex
 from prima_ray.evaluation.faithfulness import ExplanationsConfig
+from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.align import AlignConfig
 from prima_ray.stages.align import run as run_align
 from prima_ray.stages.evaluate import EvaluateConfig, run_evaluate
+from prima_ray.stages.explanations import examples_of, explanation_evidence
 from prima_ray.stages.fuse import FuseConfig
 from prima_ray.stages.fuse import run as run_fuse
 from tests.conftest import tiny_config
@@ -40,7 +47,7 @@ def aligned(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> P
     return Path(run_fuse(FuseConfig.model_validate({**fuse, "inputs": {**fuse["inputs"], "align": str(parent)}})))
 
 
-def test_of_photos_and_attributes(aligned: Path, tmp_path: Path) -> None:
+def test_of_photos_and_attributes(aligned: Path, labelled_shards: str, tmp_path: Path) -> None:
     metrics, page = evaluated(aligned, tmp_path / "out")
     found = metrics["explanations"]
     assert list(found["photos"]["methods"]) == ["attention", "occlusion"]
@@ -52,6 +59,30 @@ def test_of_photos_and_attributes(aligned: Path, tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
     again, _ = evaluated(aligned, tmp_path / "out")
     assert again["explanations"] == found
+    index = ExamIndex.read(labelled_shards)
+    assert not any(f"{exam}" in page.split("Example, ")[1] for exam in index.exam_ids)
+
+
+def test_exams_without_attributes_and_with_more_photos_than_are_read(
+    aligned: Path, labelled_shards: str, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(aligned, tmp_path / "run"))
+    described = json.loads((run / "model" / "config.json").read_text())
+    described["views"]["max_photos"] = 1
+    (run / "model" / "config.json").write_text(json.dumps(described))
+    index = ExamIndex.read(labelled_shards)
+    rows = np.flatnonzero((index.patient_fold == 0) & (index.labels >= 0))
+    assert index.num_images[rows].max() > 1
+    attributes = [dict(row) for row in index.attributes.to_pylist()]
+    attributes[rows[0]] = {}
+    bare = replace(
+        index, attributes=pa.chunked_array([pa.array([list(row.items()) for row in attributes], index.attributes.type)])
+    )
+    predictor = Predictor.load(run)
+    found = explanation_evidence(predictor, bare, rows, SMALL.model_copy(update={"num_exams": 99}), num_resamples=10)
+    assert found["photos"]["num_exams"] == len(rows)
+    assert list(found["photos"]["methods"]) == ["attention", "occlusion"]
+    assert examples_of(predictor, bare, rows, np.full((len(rows), 3), 1 / 3), SMALL)
 
 
 def test_of_photos_alone(tiny_finetune: Path, tmp_path: Path) -> None:
@@ -59,7 +90,8 @@ def test_of_photos_alone(tiny_finetune: Path, tmp_path: Path) -> None:
     assert list(metrics["explanations"]["photos"]["methods"]) == ["occlusion"]
     assert metrics["explanations"]["attributes"] is None
     assert metrics["explanations"]["by_attribute"] == []
-    assert "photos alone" in page
+    assert "<dt>reads</dt><dd>photos alone</dd>" in page
+    assert "go missing together" not in page.split("Model card")[1]
 
 
 def test_no_patients_photo_is_shown_unless_asked_for(tiny_fuse: Path, tmp_path: Path) -> None:

@@ -157,6 +157,27 @@ def test_only_a_run_of_finetune_speaks_of_photos(run: Path, labelled_shards: str
         )  # fmt: skip
 
 
+def test_a_classifier_of_other_classes_or_views_is_refused_before_the_work(
+    run: Path, labelled_shards: str, tmp_path: Path
+) -> None:
+    config = tiny_config("fuse", labelled_shards, "unused")
+
+    def fused(photos: Path, **changes: Any) -> None:
+        train_tiny(
+            "fuse", labelled_shards, tmp_path / "out", vector={}, experts={},
+            inputs={**config["inputs"], "photos": str(photos)}, **changes,
+        )  # fmt: skip
+
+    with pytest.raises(PrimaError, match=r"views.resize is squash, inputs.photos reads crop"):
+        fused(run.parent / "photos", views={**config["views"], "resize": "squash"})
+    other = Path(shutil.copytree(run.parent / "photos", tmp_path / "other"))
+    described = json.loads((other / "model" / "config.json").read_text())
+    described["data_set"]["classes"].reverse()
+    (other / "model" / "config.json").write_text(json.dumps(described))
+    with pytest.raises(PrimaError, match="inputs.photos tells SEK, NEV, BCC apart, these shards have BCC, NEV, SEK"):
+        fused(other)
+
+
 def test_the_table_of_a_batch_carries_no_expert(run: Path, labelled_shards: str) -> None:
     index = ExamIndex.read(labelled_shards)
     predictor = Predictor.load(run)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prima_ray.base import PrimaError
-from tests.conftest import tiny_config, train_tiny
+from prima_ray.data.plan import ExamIndex
+from tests.conftest import tiny_config, train_tiny, write_toy_shards
 
 
 def fuse(shards: str, out: Path, parent: Path, **changes: Any) -> Path:
@@ -39,6 +42,22 @@ def test_the_same_fold_and_all_folds_are_right(
     fold: int | str, tiny_finetune: Path, labelled_shards: str, tmp_path: Path
 ) -> None:
     assert (fuse(labelled_shards, tmp_path / "out", tiny_finetune, fold=fold) / "run.json").exists()
+
+
+def test_shards_that_were_made_anew_are_compared_by_the_names_of_exams(
+    tiny_finetune: Path, labelled_shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    anew = write_toy_shards(tmp_path / "anew", num_exams=41, num_folds=4)
+    assert ExamIndex.read(anew).manifest.content_hash != ExamIndex.read(labelled_shards).manifest.content_hash
+    with pytest.raises(PrimaError, match=r"a leak: inputs.finetune learned from \d+ of the \d+ exams that are tested"):
+        fuse(anew, tmp_path / "out", tiny_finetune, fold=2)
+    # Where they are gone nothing is known, and that is said.
+    parent = Path(shutil.copytree(tiny_finetune, tmp_path / "parent"))
+    record = json.loads((parent / "run.json").read_text())
+    record["inputs"]["shards"]["path"] = str(tmp_path / "gone")
+    (parent / "run.json").write_text(json.dumps(record))
+    fuse(anew, tmp_path / "other", parent, fold=2)
+    assert "which are gone: whether it knows exams that are tested here cannot be told" in caplog.text
 
 
 def test_a_parent_of_every_fold_leaves_nothing_to_test_on(labelled_shards: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from prima_ray.inference.readiness import check_known_exam
 from prima_ray.stages.evaluate import run_evaluate
 from prima_ray.stages.row_sets import read_predictions
 from prima_ray.studies.config import StudyConfig
-from prima_ray.studies.final import train_final
+from prima_ray.studies.final import check_final, train_final
 from prima_ray.studies.run import run_study
 
 PHOTOS = {"stage": "finetune", "config": "finetune.yaml", "change": {"max_steps": 2}}
@@ -36,7 +36,7 @@ def test_it_is_calibrated_on_what_each_model_said_of_its_own_test_fold(
     study: StudyConfig, labelled_shards: str, tmp_path: Path
 ) -> None:
     run_study(study)
-    found = train_final(study, str(tmp_path / "final"))
+    found = Path(train_final(study, str(tmp_path / "final")))
     index = ExamIndex.read(labelled_shards)
     config = yaml.safe_load((found / "config.yaml").read_text())
     assert config["fold"] == "none"
@@ -62,12 +62,20 @@ def test_it_is_calibrated_on_what_each_model_said_of_its_own_test_fold(
     assert predictor.calibration.temperature == pytest.approx(wanted.temperature, rel=1e-6)
     assert predictor.calibration.set_threshold == pytest.approx(wanted.set_threshold, rel=1e-6)
     assert predictor.calibration.num_exams == len(labelled)
-    assert "4 models, each of a fold that it did not learn from" in predictor.calibration.notes[-1]
-    np.testing.assert_allclose(read_predictions(found, index, labelled), wanted.probabilities(scores), atol=1e-6)
+    assert "4 models like this one, each of a fold that it did not learn from" in predictor.calibration.notes[-1]
+    # What it is expected to do: each fold calibrated on the answers to the others.
+    names, folds = index.manifest.data_set.class_names, index.folds("patient")[labelled]
+    for fold in range(4):
+        mine = folds == fold
+        others = fit_calibration(scores[~mine], index.labels[labelled][~mine], names, asked)
+        np.testing.assert_allclose(
+            read_predictions(found, index, labelled[mine]), others.probabilities(scores[mine]), atol=1e-6
+        )
     assert check_known_exam(predictor) is not None
     told = json.loads((found / "metrics.json").read_text())["cross_fitted"]
     assert told["num_exams"] == len(labelled)
-    assert 0 <= told["figures"]["macro_f1"]["mean"] <= 1
+    assert 0 <= told["headline"]["macro_f1"]["mean"] <= 1
+    assert list(told["calibration_by_fold"]) == ["0", "1", "2", "3"]
 
     familiarity = predictor.bundle.familiarity
     assert familiarity is not None
@@ -82,6 +90,54 @@ def test_it_is_calibrated_on_what_each_model_said_of_its_own_test_fold(
     before = (found / "run.json").read_text()
     assert train_final(study, str(tmp_path / "final")) == found
     assert (found / "run.json").read_text() == before
+
+
+def test_it_trains_as_long_as_the_models_of_single_folds_were_best_after(
+    make_study: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    recipes = {
+        "photos": {**PHOTOS, "change": {"max_steps": None, "epochs": 4}},
+        "both": {
+            "stage": "fuse", "config": "fuse.yaml", "parents": {"finetune": "photos"},
+            "change": {"max_steps": None, "epochs": 3},
+        },
+    }  # fmt: skip
+    ours = {"kind": "trained", "title": "both", "recipe": "both", "candidates": [{}, {"optimizer.lr": 1e-4}]}
+    study = make_study(folds=None, recipes=recipes, variants={"both": ours}, ours="both")
+    final = yaml.safe_load((Path(train_final(study, str(tmp_path / "final"))) / "config.yaml").read_text())
+    best: dict[str, list[int]] = {"finetune": [], "fuse": []}
+    on_all_folds = {}
+    for folder in (tmp_path / "given" / "cells").iterdir():
+        stage = folder.name.partition("-")[0]
+        if stage not in best or not (folder / "run.json").exists():
+            continue
+        made = yaml.safe_load((folder / "config.yaml").read_text())
+        if made["fold"] == "none":
+            on_all_folds[stage] = made["epochs"]
+        elif stage == "finetune" or made["optimizer"]["lr"] == final["optimizer"]["lr"]:
+            step = json.loads((folder / "metrics.json").read_text())["best_step"]
+            lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+            best[stage].append(next(line["epoch"] + 1 for line in lines if line["step"] == step))
+    assert {stage: len(found) for stage, found in best.items()} == {"finetune": 4, "fuse": 4}
+    assert on_all_folds == {stage: max(1, round(float(np.median(found)))) for stage, found in best.items()}
+    assert final["epochs"] == on_all_folds["fuse"]
+
+
+def test_what_cannot_be_is_told_before_anything_is_trained(
+    study: StudyConfig, make_study: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(PrimaError, match="at which a search does not look"):
+        check_final(study.model_copy(update={"scored_on": "validation"}), str(tmp_path / "final"))
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("mine")
+    with pytest.raises(PrimaError, match="no run directory"):
+        check_final(study, str(occupied))
+    patient = {**PHOTOS, "change": {"selection": {"metric": "loss", "mode": "min", "patience_epochs": 2}}}
+    stopping = make_study(folds=None, recipes={"photos": patient}, variants={"photos": OURS}, ours="photos")
+    with pytest.raises(PrimaError, match="patience_epochs needs a validation fold"):
+        check_final(stopping, str(tmp_path / "final"))
+    assert not (tmp_path / "given" / "cells").exists()
 
 
 def test_folds_that_are_left_out_leave_exams_unanswered(make_study: Callable[..., StudyConfig], tmp_path: Path) -> None:
