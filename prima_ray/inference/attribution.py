@@ -55,25 +55,29 @@ class Subject:
         found: Values = log_odds(logits / self.predictor.calibration.temperature)[:, self.target]
         return found
 
+    @property
+    def photos(self) -> Tensor:
+        """(1, V, 3, S, S), normalised."""
+        if self.batch.images is None:
+            raise ValueError("the batch has no photos")
+        return self.batch.images
+
     def with_photo(self, photos: Tensor, view: int) -> Values:
-        """(N, C) logits where one view is another picture.
+        """(N, C) logits where one view is another picture, one forward pass.
 
         Args:
             photos: (N, 3, S, S), normalised.
         """
-        found = []
-        for at in range(0, len(photos), _BATCH):
-            part = photos[at : at + _BATCH]
-            images = self.batch.images.repeat(len(part), 1, 1, 1, 1)  # type: ignore[union-attr]
-            images[:, view] = part
-            repeated = replace(repeat(self.batch, len(part)), images=images)
-            encoded = self.predictor.encode_images(repeated)
-            texts = repeat(self.encoded, len(part))
-            encoded = replace(
-                encoded, text_cls=texts.text_cls, text_seq=texts.text_seq, attention_mask=texts.attention_mask
-            )
-            found.append(self.predictor.logits(encoded))
-        return np.concatenate(found)
+        images = self.photos.repeat(len(photos), 1, 1, 1, 1)
+        images[:, view] = photos
+        texts = repeat(self.encoded, len(photos))
+        encoded = replace(
+            self.predictor.encode_images(replace(repeat(self.batch, len(photos)), images=images)),
+            text_cls=texts.text_cls,
+            text_seq=texts.text_seq,
+            attention_mask=texts.attention_mask,
+        )
+        return self.predictor.logits(encoded)
 
     def with_attributes(self, kept: NDArray[np.bool_]) -> Values:
         """(N, C) logits where only some attributes are known.
@@ -129,7 +133,7 @@ def occlusion(subject: Subject, view: int, *, cells: int) -> Values:
     """(cells * cells,) the fall of the class's log-odds when a cell of a view is grey: the mean colour, by captum."""
     from captum.attr import FeatureAblation
 
-    image = _view(subject, view)
+    image = subject.photos[:, view]
     mask = torch.from_numpy(cells_of(image.shape[-1], cells))[None, None]
 
     def score(images: Tensor) -> Tensor:
@@ -179,7 +183,8 @@ def shapley(subject: Subject, *, permutations: int, seed: int) -> Values:
 
 def delete_cells(subject: Subject, view: int, orders: Sequence[NDArray[np.int64]], *, cells: int) -> Values:
     """(O, K + 1) the class's probability while cells of a view turn grey one after the other, in each of O orders."""
-    image, mask = _view(subject, view), torch.from_numpy(cells_of(_view(subject, view).shape[-1], cells))
+    image = subject.photos[:, view]
+    mask = torch.from_numpy(cells_of(image.shape[-1], cells))
 
     def score(gone: NDArray[np.bool_]) -> Values:
         parts = []
@@ -208,9 +213,3 @@ def _delete(
     asked, place = np.unique(gone.reshape(-1, count), axis=0, return_inverse=True)
     found = subject.predictor.calibration.probabilities(score(asked))[:, subject.target]
     return found[place.reshape(-1)].reshape(len(orders), count + 1)
-
-
-def _view(subject: Subject, view: int) -> Tensor:
-    if subject.batch.images is None:
-        raise ValueError("the batch has no photos")
-    return subject.batch.images[:1, view]

@@ -71,7 +71,7 @@ def complete(
     plan, run = trained.plan, trained.plan.run.path
     predictor = Predictor.of(bundle, device=device, run=run, folder=run / "model")
     roles = {
-        name: drawn_rows(plan.index, rows, config.max_exams)
+        name: drawn_rows(plan.index, rows, config.max_exams, "familiarity")
         for name, rows in (("train", plan.roles.train), ("val", plan.roles.val), ("test", plan.roles.test))
     }
     seen = {name: list(look_at(predictor, plan.index, rows)) for name, rows in roles.items()}
@@ -103,11 +103,11 @@ def complete(
     return bundle, {"limits": familiarity.record.limits, **figures}
 
 
-def drawn_rows(index: ExamIndex, rows: Rows, most: int) -> Rows:
-    """At most so many of the rows, drawn by their exam ids."""
+def drawn_rows(index: ExamIndex, rows: Rows, most: int, *key: object) -> Rows:
+    """At most so many of the rows, drawn by ``key`` and their exam ids, in order."""
     if len(rows) <= most:
         return rows
-    keys = np.array([hash_key("familiarity", exam) for exam in index.exam_ids[rows]], dtype=np.uint64)
+    keys = np.array([hash_key(*key, exam) for exam in index.exam_ids[rows]], dtype=np.uint64)
     return np.sort(rows[np.argsort(keys, kind="stable")[:most]])
 
 

@@ -34,6 +34,7 @@ from prima_ray.inference.attribution import (
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 from prima_ray.inference.explanation import Answered, Explanation, explain
 from prima_ray.inference.predictor import Exam, Predictor
+from prima_ray.stages.answers import drawn_rows
 from prima_ray.stages.row_sets import shard_tables
 
 Matrix = NDArray[np.float64]
@@ -79,7 +80,8 @@ def explanation_evidence(
         PrimaError: captum or shap is not installed.
     """
     again: dict[str, Any] = {"share": config.share, "num_resamples": num_resamples, "seed": config.seed}
-    checked = list(_check(predictor, index, _drawn(index, rows, config), config))
+    drawn = drawn_rows(index, rows, config.num_exams, config.seed, "explanations")
+    checked = list(_check(predictor, index, drawn, config))
     spoken = [item.attributes for item in checked if item.attributes is not None]
     return {
         "photos": faithfulness_evidence([item.photo for item in checked], **again),
@@ -113,11 +115,6 @@ def examples_of(
                 )
             )
     return found
-
-
-def _drawn(index: ExamIndex, rows: Rows, config: ExplanationsConfig) -> Rows:
-    keys = np.array([hash_key(config.seed, "explanations", exam) for exam in index.exam_ids[rows]], dtype=np.uint64)
-    return rows[np.argsort(keys, kind="stable")[: config.num_exams]]
 
 
 def _examples(

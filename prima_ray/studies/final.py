@@ -216,7 +216,7 @@ def _held_out(runs: Mapping[int, Cell], index: ExamIndex, config: Any) -> _HeldO
         folds.append(np.full(len(held), fold))
         scores.append(np.log(np.maximum(own, _SMALLEST)))
         predictor = Predictor.load(cell.folder, device=str(driver_context(config).device))
-        some = drawn_rows(index, held, max(1, config.familiarity.max_exams // len(runs)))
+        some = drawn_rows(index, held, max(1, config.familiarity.max_exams // len(runs)), "familiarity")
         photos = list(look_at(predictor, index, some))
         seen += photos
         if predictor.bundle.familiarity is not None:
