@@ -204,9 +204,6 @@ class ImageTower(nn.Module):
                 f"the image tower reads {size} px, the images have {images.shape[-2]} x {images.shape[-1]}",
                 mend=f"Set views.image_size to {size}.",
             )
-        if len(self._reach.shape) == 4:
-            # Quicker on a CPU (benchmarks/channels_last.py), and what tensor cores work in.
-            images = images.contiguous(memory_format=torch.channels_last)
         if self.training or self.config.orientations == 1:
             return self._features(images)
         found = [self._turned(images, turn, mirrored) for turn, mirrored in _ORIENTATIONS[: self.config.orientations]]
@@ -220,6 +217,9 @@ class ImageTower(nn.Module):
         return cls, (maps.flip(2) if mirrored else maps).flatten(1, 2)
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self._reach.shape) == 4:
+            # Quicker on a CPU (benchmarks/channels_last.py), and what tensor cores work in. A turn leaves other strides.
+            images = images.contiguous(memory_format=torch.channels_last)
         features = self.model.forward_features(images)
         if features.ndim == 4:
             tokens = features.flatten(2).transpose(1, 2) if self._channels_first else features.flatten(1, 2)
