@@ -32,6 +32,7 @@ from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_b
 from prima_ray.inference.calibration import Calibration
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads, image_features
+from prima_ray.models.ensemble import Ensemble
 from prima_ray.models.experts import AttributeExpert, Pool
 from prima_ray.models.fusion import MlpFusion, Qwen3Fusion
 from prima_ray.models.image_tower import ImageTower
@@ -327,7 +328,7 @@ def _check_classes(config: BundleConfig, model: nn.Module, *, where: Path) -> No
     """The description and the weights must speak of as many classes."""
     if isinstance(model, ImageClassifier):
         found = model.head.out_features
-    elif isinstance(model, MlpFusion | Qwen3Fusion):
+    elif isinstance(model, MlpFusion | Qwen3Fusion | Ensemble):
         found = len(model.inputs.class_phrases)
     else:
         raise PrimaError(f"a {type(model).__name__} does not diagnose", where=where)

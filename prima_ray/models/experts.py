@@ -92,17 +92,18 @@ class Pool(nn.Module):
         self.config, self.fusion, self.attributes = config, fusion, attributes
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """`logits` (N, C), log-probabilities of the pool up to a constant; `own` (N, C), what the fusion model learns
-        by."""
-        own = self.fusion(batch)["logits"]
-        with torch.autocast(own.device.type, enabled=False):
-            parts = [(self.config.fusion, own.float())]
+        """`logits` (N, C), log-probabilities of the pool up to a constant; `own`, what the fusion model learns by: its
+        logits (N, C), or those of its members (N, M, C)."""
+        said = self.fusion(batch)
+        answer = said["logits"]
+        with torch.autocast(answer.device.type, enabled=False):
+            parts = [(self.config.fusion, answer.float())]
             if self.config.photos:
                 parts.append((self.config.photos, _given(batch.photo_logits, "photo_logits")))
             if self.attributes is not None:
                 parts.append((self.config.attributes, self.attributes(_given(batch.attributes, "attributes"))))
             pooled = torch.stack([weight * part.log_softmax(dim=-1) for weight, part in parts]).sum(dim=0)
-        return {"logits": pooled / sum(weight for weight, _ in parts), "own": own}
+        return {"logits": pooled / sum(weight for weight, _ in parts), "own": said.get("own", answer)}
 
 
 def _given(value: Tensor | None, name: str) -> Tensor:

@@ -19,6 +19,7 @@ from prima_ray.data.features import hash_tensors
 from prima_ray.data.fetched import local_copy
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import ProjectionConfig, ProjectionHeads
+from prima_ray.models.ensemble import Ensemble
 from prima_ray.models.experts import AttributeExpert
 from prima_ray.models.fusion import FusionInputs, MlpFusion, MlpFusionConfig, Qwen3Fusion, Qwen3FusionConfig
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
@@ -127,7 +128,7 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
     if isinstance(module, ImageClassifier):
         return {name: tensor for name, tensor in state.items() if not name.startswith("image_tower.")}
-    return state
+    return {} if isinstance(module, Ensemble) else state
 
 
 def _describe_image_tower(tower: ImageTower, folder: Path) -> dict[str, Any]:
@@ -226,6 +227,20 @@ def _build_mlp(spec: Mapping[str, Any], folder: Path) -> MlpFusion:
     return MlpFusionConfig.model_validate(spec["config"]).build(FusionInputs.model_validate(spec["inputs"]))
 
 
+def _describe_ensemble(ensemble: Ensemble, folder: Path) -> dict[str, Any]:
+    for number, member in enumerate(ensemble.members):
+        save_component(folder / f"member_{number}", member)
+    return {"members": len(ensemble.members)}
+
+
+def _build_ensemble(spec: Mapping[str, Any], folder: Path) -> Ensemble:
+    members = [load_component(folder / f"member_{number}") for number in range(spec["members"])]
+    for member in members:
+        if not isinstance(member, MlpFusion | Qwen3Fusion):
+            raise PrimaError(f"holds a {type(member).__name__}, expected a fusion model", where=folder)
+    return Ensemble(members)
+
+
 def _describe_attribute_expert(expert: AttributeExpert, folder: Path) -> dict[str, Any]:
     del folder
     return {"width": expert.layer.in_features, "num_classes": expert.layer.out_features}
@@ -243,5 +258,6 @@ _PARTS: dict[str, _Part] = {
     "classifier": _Part(ImageClassifier, _describe_classifier, _build_classifier),
     "qwen3_fusion": _Part(Qwen3Fusion, _describe_qwen3, _build_qwen3),
     "mlp_fusion": _Part(MlpFusion, _describe_mlp, _build_mlp),
+    "ensemble": _Part(Ensemble, _describe_ensemble, _build_ensemble),
     "attribute_expert": _Part(AttributeExpert, _describe_attribute_expert, _build_attribute_expert),
 }

@@ -82,6 +82,8 @@ class FuseConfig(TrainingConfig):
     """Projected features pass align's heads, which fine-tuning moves the image tower away from."""
     feature_store: FeatureConfig = FeatureConfig()
     fusion: FusionConfig
+    members: int = Field(default=1, ge=1, le=32)
+    """Fusion models from different random weights, trained side by side; their probabilities are averaged."""
     experts: ExpertsConfig | None = None
     """What each modality says by itself, pooled with the fusion model; `null`: it answers alone, as in the method."""
     losses: ClassificationLossConfig = ClassificationLossConfig()
@@ -200,6 +202,7 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
         text=config.text,
         towers=tower_sources(config),
         fusion=config.fusion,
+        members=config.members,
         losses=config.losses,
         class_weights=weights,
         vector=vector,

@@ -56,15 +56,16 @@ def exam_weights(batch: ImageTextBatch, weights: Sequence[float]) -> Tensor:
 def classification_loss(
     logits: Tensor, batch: ImageTextBatch, *, weights: Sequence[float], label_smoothing: float, total_weight: Tensor
 ) -> Tensor:
-    """Sum over the exams of weight times cross-entropy, divided by ``total_weight``.
+    """Sum over the exams of weight times cross-entropy, divided by ``total_weight``; the mean of it over members.
 
     Args:
-        logits: (N, C).
+        logits: (N, C), or (N, M, C) of M members of an ensemble.
         total_weight: () the mean over ranks of the summed `exam_weights` of the whole batch.
     """
-    losses = F.cross_entropy(
-        logits.float(), batch.labels.clamp(min=0), reduction="none", label_smoothing=label_smoothing
-    )
+    members = logits.float().reshape(len(logits), -1, logits.shape[-1])
+    labels = batch.labels.clamp(min=0).repeat_interleave(members.shape[1])
+    losses = F.cross_entropy(members.flatten(0, 1), labels, reduction="none", label_smoothing=label_smoothing)
+    losses = losses.view(members.shape[:2]).mean(dim=1)
     # A batch of padding alone has the weight 0 and the loss 0, not their quotient.
     return (losses * exam_weights(batch, weights)).sum() / total_weight.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -122,7 +123,7 @@ class ClassificationTask:
         """See `Task`."""
         del gather
         loss = classification_loss(
-            # Of a pool of experts, what the one that learns says.
+            # Of a pool of experts what the one that learns says, of an ensemble what each member says.
             outputs.get("own", outputs["logits"]),
             batch,
             weights=self.class_weights,

@@ -19,6 +19,7 @@ from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads
+from prima_ray.models.ensemble import Ensemble
 from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
 from prima_ray.models.fusion import FusionConfig, FusionInputs
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
@@ -78,6 +79,7 @@ class FuseTask(ClassificationTask):
     text: MetadataTextConfig
     towers: TowerSources
     fusion: FusionConfig
+    members: int
     losses: ClassificationLossConfig
     class_weights: tuple[float, ...]
     vector: SoftTargetEncoder | None
@@ -145,8 +147,13 @@ class FuseTask(ClassificationTask):
         if self.inputs is None:
             raise ValueError("prepare the task before it builds: the features are not there yet")
         with seeded_init(self.seed, "fusion"):
-            fusion = self.fusion.build(self.inputs)
+            fusion = self._build_fusion(self.inputs)
             return (Pool(self.experts, fusion, self.attribute_expert) if self.experts else fusion).train()
+
+    def _build_fusion(self, inputs: FusionInputs) -> nn.Module:
+        # One after the other, they draw different weights.
+        members = [self.fusion.build(inputs) for _ in range(self.members)]
+        return members[0] if self.members == 1 else Ensemble(members)
 
     def stream(self, *, train: bool) -> StreamSpec:
         features = self.train_features if train else self.val_features

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prima_ray.base import PrimaError
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import ProjectionConfig, ProjectionHeads
+from prima_ray.models.ensemble import Ensemble
 from prima_ray.models.fusion import FusionInputs, MlpFusionConfig, Qwen3FusionConfig
 from prima_ray.models.image_tower import ImageTower, ImageTowerConfig
 from prima_ray.models.lora import LoraConfig
@@ -79,6 +80,7 @@ def make(kind: str, saved: Saved) -> nn.Module:
         "untied qwen3": lambda: qwen(path=str(saved("qwen3_untied")), trainable="full"),
         "untied qwen3, 28 classes": lambda: qwen(MANY, path=str(saved("qwen3_untied")), trainable="full"),
         "mlp fusion": lambda: MlpFusionConfig(hidden=4).build(INPUTS),
+        "ensemble": lambda: Ensemble(qwen(path=str(saved("qwen3")), lora={"rank": 2}) for _ in range(2)),
     }
     return makers[kind]().eval()
 
@@ -86,7 +88,7 @@ def make(kind: str, saved: Saved) -> nn.Module:
 KINDS = (
     "image tower", "adapted image tower", "image tower, mean", "convolutional tower", "bert", "modernbert",
     "random text tower", "heads", "classifier", "adapted classifier", "random qwen3", "qwen3", "qwen3, 28 classes",
-    "untied qwen3", "untied qwen3, 28 classes", "mlp fusion",
+    "untied qwen3", "untied qwen3, 28 classes", "mlp fusion", "ensemble",
 )  # fmt: skip
 
 
@@ -153,6 +155,13 @@ def test_a_loaded_tower_trains_again(saved: Saved, tmp_path: Path) -> None:
     tower(torch.randn(1, 3, 32, 32))[1].pow(2).sum().backward()
     assert all((item.grad is not None) == item.requires_grad for item in tower.parameters())
     assert any(item.requires_grad for item in tower.parameters())
+
+
+def test_members_of_an_ensemble_are_fusion_models(saved: Saved, tmp_path: Path) -> None:
+    save_component(tmp_path, make("ensemble", saved))
+    shutil.rmtree(tmp_path / "member_1")
+    save_component(tmp_path / "member_1", heads())
+    assert "holds a ProjectionHeads, expected a fusion model" in error_of(tmp_path)
 
 
 def test_only_what_it_knows_is_saved(tmp_path: Path) -> None:

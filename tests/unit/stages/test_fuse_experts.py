@@ -85,7 +85,7 @@ def run(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos = train_tiny("finetune", labelled_shards, root / "photos")
     config = tiny_config("fuse", labelled_shards, "unused")
     return train_tiny(
-        "fuse", labelled_shards, root / "fuse", vector={}, experts={},
+        "fuse", labelled_shards, root / "fuse", vector={}, experts={}, members=2,
         text={"block_dropout": 0.2}, inputs={**config["inputs"], "photos": str(photos)},
     )  # fmt: skip
 

@@ -42,6 +42,18 @@ def test_a_class_without_training_exams_is_a_mistake():
         class_weights(np.array([0, -1]), CLASSES, "balanced")
 
 
+def test_the_loss_of_members_is_the_mean_of_theirs():
+    weights = (1.0, 2.0, 0.5)
+    said = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    whole = batch([0, 1, -1, 2])
+    total = exam_weights(whole, weights).sum()
+
+    def value(logits):
+        return classification_loss(logits, whole, weights=weights, label_smoothing=0.1, total_weight=total)
+
+    assert float(value(said)) == pytest.approx(float(value(said[:, 0]) + value(said[:, 1])) / 2, rel=1e-6)
+
+
 def test_losses_of_micro_batches_add_up_to_the_weighted_mean():
     weights = (1.0, 2.0, 0.5)
     logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).float()
