@@ -83,7 +83,10 @@ class AttributeExpert(nn.Module):
 
 
 class Pool(nn.Module):
-    """A fusion model among experts. In a batch: `photo_logits` and `attributes` of the experts that have a weight."""
+    """A fusion model among experts, which are asked once it has learned: in training it answers alone.
+
+    In a batch: `photo_logits` and `attributes` of the experts that have a weight.
+    """
 
     def __init__(self, config: ExpertsConfig, fusion: nn.Module, attributes: AttributeExpert | None) -> None:
         super().__init__()
@@ -92,9 +95,10 @@ class Pool(nn.Module):
         self.config, self.fusion, self.attributes = config, fusion, attributes
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """`logits` (N, C), log-probabilities of the pool up to a constant; `own`, what the fusion model learns by: its
-        logits (N, C), or those of its members (N, M, C)."""
-        said = self.fusion(batch)
+        """`logits` (N, C), log-probabilities of the pool up to a constant; in training what the fusion model gives."""
+        said: dict[str, Tensor] = self.fusion(batch)
+        if self.training:
+            return said
         answer = said["logits"]
         with torch.autocast(answer.device.type, enabled=False):
             parts = [(self.config.fusion, answer.float())]
@@ -103,7 +107,7 @@ class Pool(nn.Module):
             if self.attributes is not None:
                 parts.append((self.config.attributes, self.attributes(_given(batch.attributes, "attributes"))))
             pooled = torch.stack([weight * part.log_softmax(dim=-1) for weight, part in parts]).sum(dim=0)
-        return {"logits": pooled / sum(weight for weight, _ in parts), "own": said.get("own", answer)}
+        return {"logits": pooled / sum(weight for weight, _ in parts)}
 
 
 def _given(value: Tensor | None, name: str) -> Tensor:

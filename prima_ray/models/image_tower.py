@@ -218,7 +218,7 @@ class ImageTower(nn.Module):
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if len(self._reach.shape) == 4:
-            # Quicker on a CPU (benchmarks/channels_last.py), and what tensor cores work in; a turn leaves other strides.
+            # Quicker on a CPU (benchmarks/channels_last.py), and what tensor cores work in; a turn leaves others.
             images = images.contiguous(memory_format=torch.channels_last)
         features = self.model.forward_features(images)
         if features.ndim == 4:

@@ -123,7 +123,7 @@ class ClassificationTask:
         """See `Task`."""
         del gather
         loss = classification_loss(
-            # Of a pool of experts what the one that learns says, of an ensemble what each member says.
+            # Of an ensemble what each member says.
             outputs.get("own", outputs["logits"]),
             batch,
             weights=self.class_weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, TypeVar
 
@@ -59,6 +60,16 @@ class TowerSources:
         return FeatureEncoder(image, text, heads, photos).eval()
 
 
+def _encoding(encoder: FeatureEncoder, device: torch.device) -> Callable[[ImageTextBatch], dict[str, Tensor]]:
+    def encode(batch: ImageTextBatch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            outputs: dict[str, Tensor] = encoder(batch.to(device))
+        # Stored with the text that was made beside it: both do without the same attributes.
+        return outputs if batch.attributes is None else {**outputs, "attributes": batch.attributes}
+
+    return encode
+
+
 def _load(source: str | ImageTowerConfig | TextTowerConfig, kind: type[ModuleT]) -> ModuleT:
     module = load_component(source) if isinstance(source, str) else source.build()
     if not isinstance(module, kind):
@@ -98,17 +109,11 @@ class FuseTask(ClassificationTask):
 
     def prepare(self, context: WorkerContext) -> Self:
         encoder = self.towers.build().to(context.device)
-        digest = module_hash(encoder)
-
-        def encode(batch: ImageTextBatch) -> dict[str, Tensor]:
-            with torch.no_grad():
-                outputs: dict[str, Tensor] = encoder(batch.to(context.device))
-            # Stored with the text that was made beside it: both do without the same attributes.
-            return outputs if batch.attributes is None else {**outputs, "attributes": batch.attributes}
-
         tokenizer = encoder.text_tower.config.tokenizer()
         sets = []
         for train in (True, False):
+            # The classifier of photos is an expert, and experts are asked about exams that are held out.
+            asked = FeatureEncoder(encoder.image_tower, encoder.text_tower, encoder.heads) if train else encoder
             collate = Collator(
                 data_set=self.data_set,
                 seed=self.seed,
@@ -123,8 +128,8 @@ class FuseTask(ClassificationTask):
                     self.feature_root,
                     self.shards,
                     collate,
-                    encode,
-                    tower=f"towers:{digest}:{tokenizer.digest}",
+                    _encoding(asked, context.device),
+                    tower=f"towers:{module_hash(asked)}:{tokenizer.digest}",
                     config=self.feature_config,
                     rows=self.train_rows if train else self.held_out_rows,
                     rank=context.rank,

@@ -60,20 +60,26 @@ def test_the_pool_is_the_weighted_geometric_mean() -> None:
     pool = Pool(ExpertsConfig(fusion=2, photos=1, attributes=3), Fixed([1.0, 2.0, 3.0]), expert)
     photos = torch.tensor([[4.0, 0.0, 1.0], [0.0, 0.0, 7.0]])
     batch = replace(feature_batch(2), photo_logits=photos, attributes=torch.eye(2))
-    found = pool(batch)
+    found = pool.eval()(batch)
     parts = [torch.tensor([[1.0, 2.0, 3.0]]).expand(2, -1), photos, torch.tensor([[1.0, 0, 0], [0, 2.0, 0]])]
     p = [part.double().softmax(dim=-1) for part in parts]
     wanted = (p[0] ** 2 * p[1] * p[2] ** 3) ** (1 / 6)
     torch.testing.assert_close(
         found["logits"].softmax(dim=-1), (wanted / wanted.sum(dim=-1, keepdim=True)).float(), atol=1e-6, rtol=0
     )
-    assert torch.equal(found["own"], parts[0])
-    found["own"].sum().backward()
+    assert found.keys() == {"logits"}
+
+
+def test_in_training_the_fusion_model_answers_alone() -> None:
+    pool = Pool(ExpertsConfig(attributes=0), Fixed([1.0, 2.0]), None).train()
+    found = pool(feature_batch(2))
+    assert found["logits"].tolist() == [[1.0, 2.0]] * 2
+    found["logits"].sum().backward()
     assert {name for name, item in pool.named_parameters() if item.grad is not None} == {"fusion.said"}
 
 
 def test_an_expert_that_the_batch_knows_nothing_of_is_told() -> None:
-    pool = Pool(ExpertsConfig(attributes=0), Fixed([1.0, 2.0]), None)
+    pool = Pool(ExpertsConfig(attributes=0), Fixed([1.0, 2.0]), None).eval()
     with pytest.raises(ValueError, match="reads photo_logits"):
         pool(feature_batch(2))
 
