@@ -13,15 +13,17 @@ import yaml
 from prima_ray.base import PrimaError
 from prima_ray.data.plan import ExamIndex
 from prima_ray.data.run_record import check_outputs, read_record
+from prima_ray.data.storage import Folder
 from prima_ray.inference.bundle import read_calibration
 from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
-from prima_ray.inference.predictor import Predictor
+from prima_ray.inference.predictor import Exam, Predictor
 from prima_ray.inference.readiness import check_known_exam
 from prima_ray.stages.evaluate import run_evaluate
 from prima_ray.stages.row_sets import read_predictions
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.final import check_final, train_final
 from prima_ray.studies.run import run_study
+from tests.conftest import jpeg
 
 PHOTOS = {"stage": "finetune", "config": "finetune.yaml", "change": {"max_steps": 2}}
 OURS = {"kind": "trained", "title": "photos", "recipe": "photos"}
@@ -90,6 +92,20 @@ def test_it_is_calibrated_on_what_each_model_said_of_its_own_test_fold(
     before = (found / "run.json").read_text()
     assert train_final(study, str(tmp_path / "final")) == found
     assert (found / "run.json").read_text() == before
+
+
+def test_on_an_object_store_it_is_the_same_model(study: StudyConfig, bucket: str, tmp_path: Path) -> None:
+    there = train_final(study, f"{bucket}/final")
+    assert there == f"{bucket}/final"
+    here = train_final(study, str(tmp_path / "final"))
+    fetched, kept = Predictor.load(str(there)), Predictor.load(here)
+    assert fetched.calibration == kept.calibration
+    exam = Exam((jpeg(np.random.default_rng(0), 50, 40),), {})
+    np.testing.assert_array_equal(fetched.predict([exam]), kept.predict([exam]))
+    # Finished: the same command looks, and trains nothing.
+    written = Folder.at(f"{bucket}/final").read("run.json")
+    train_final(study, f"{bucket}/final")
+    assert Folder.at(f"{bucket}/final").read("run.json") == written
 
 
 def test_it_trains_as_long_as_the_models_of_single_folds_were_best_after(
