@@ -29,6 +29,9 @@ class ExpertsConfig(StrictConfig):
     """A logistic regression of the attributes' vector, fitted on the training rows with the loss's class weights."""
     inverse_penalty: float = Field(default=1.0, gt=0)
     """C of that regression."""
+    block_dropout: float | None = Field(default=None, ge=0, le=1)
+    """Share of that regression's weight on the training rows without the blocks of attributes that go missing together;
+    `null`: the text's `block_dropout`."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:

@@ -235,7 +235,8 @@ def _attribute_expert(
         {name: value for name, value in row.items() if name not in silent} for row in plan.index.attribute_rows(rows)
     ]
     labels = plan.index.labels[rows]
-    share = config.text.block_dropout if data_set.blocks else 0.0
+    asked = config.experts.block_dropout
+    share = (config.text.block_dropout if asked is None else asked) if data_set.blocks else 0.0
     by_class = np.asarray(weights)[labels]
     return AttributeExpert.fit(
         np.concatenate([vector.encode(known), vector.encode(mask_blocks(known, data_set))]),

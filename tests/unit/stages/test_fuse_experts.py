@@ -18,11 +18,15 @@ from prima_ray.base import PrimaError
 from prima_ray.config import validate_config
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.plan import ExamIndex
+from prima_ray.evaluation.baselines import mask_blocks
 from prima_ray.inference.contributions import leave_one_out
 from prima_ray.inference.predictor import Exam, Predictor
 from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
-from prima_ray.stages.fuse import FuseConfig
+from prima_ray.stages.fuse import FuseConfig, make_task
 from prima_ray.stages.row_sets import read_predictions, shard_tables
+from prima_ray.stages.rundir import RunDir
+from prima_ray.stages.training import Plan
+from prima_ray.studies.answers import labelled_roles
 from tests.conftest import jpeg, tiny_config, train_tiny
 from tests.unit.models.conftest import feature_batch
 
@@ -94,6 +98,34 @@ def run(labelled_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fuse", labelled_shards, root / "fuse", vector={}, experts={}, members=2,
         text={"block_dropout": 0.2}, inputs={**config["inputs"], "photos": str(photos)},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "share"), [(None, 0.2), (0.0, 0.0), (0.5, 0.5)])
+def test_how_often_the_regression_does_without_the_blocks(
+    asked: float | None, share: float, labelled_shards: str, tmp_path: Path
+) -> None:
+    raw = tiny_config("fuse", labelled_shards, "unused")
+    changes = {"vector": {}, "experts": {"photos": 0, "block_dropout": asked}, "text": {"block_dropout": 0.2}}
+    config = FuseConfig.model_validate({**raw, **changes})
+    index = ExamIndex.read(labelled_shards)
+    roles = labelled_roles(index, split="patient", fold=0)
+    plan = Plan(run=RunDir(tmp_path, "fuse", finished=False), index=index, roles=roles)
+    task = make_task(config, plan)
+    assert task.vector is not None
+    assert task.attribute_expert is not None
+    labels, given = index.labels[roles.train], index.attribute_rows(roles.train)
+    weight = np.asarray(task.class_weights)[labels]
+    known, hidden = task.vector.encode(given), task.vector.encode(mask_blocks(given, task.data_set))
+    wanted = AttributeExpert.fit(
+        np.concatenate([known, hidden]),
+        np.concatenate([labels, labels]),
+        np.concatenate([weight * (1 - share), weight * share]),
+        num_classes=3,
+        inverse_penalty=1.0,
+    )
+    torch.testing.assert_close(task.attribute_expert.layer.weight, wanted.layer.weight)
+    # The age is the block that goes missing.
+    assert (hidden != known).any()
 
 
 def test_an_exam_gets_what_the_run_wrote_of_it(run: Path, labelled_shards: str) -> None:
