@@ -182,8 +182,7 @@ class Qwen3Fusion(nn.Module):
         views = _mask(batch.image_mask, image_cls)
         tokens = _mask(batch.attention_mask, text_seq)
         always = torch.ones(count, 1, dtype=torch.bool, device=image_cls.device)
-        parts: list[tuple[Tensor, Tensor]] = [self._words(self.prompt_ids, always)]
-        parts.append((self.specials[0].expand(count, 1, -1), always))
+        parts: list[tuple[Tensor, Tensor]] = [(self.specials[0].expand(count, 1, -1), always)]
         parts.append((self.image_global(image_cls), views))
         if self.config.local_tokens:
             local = self.image_local(image_seq)
@@ -199,13 +198,32 @@ class Qwen3Fusion(nn.Module):
         embeddings = torch.cat([part.to(dtype) for part, _ in parts], dim=1)
         mask = torch.cat([part for _, part in parts], dim=1)
         embeddings, mask = _pack(embeddings, mask)
-        sequence = self.backbone(
-            inputs_embeds=embeddings, attention_mask=mask.long(), use_cache=False
-        ).last_hidden_state
+        sequence = self._after_prompt(embeddings, mask)
         hidden = sequence[torch.arange(count, device=mask.device), mask.sum(dim=1) - 1]
         with torch.autocast(hidden.device.type, enabled=False):
             logits = hidden.float() @ self._class_rows().float().T
             return {"logits": logits if self.shortcut is None else logits + self.shortcut(batch)}
+
+    def _after_prompt(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """(N, S, D) and its mask -> hidden states (N, S, D) of what follows the prompt.
+
+        The prompt is the same for every exam, and nothing is before it: it is read once, and its keys and values serve
+        all. Not where each exam has a dropout of its own, nor where activations are not kept.
+        """
+        count, prompt = len(embeddings), self._words(self.prompt_ids, mask[:1, :1])[0].to(embeddings.dtype)
+        seen = mask.new_ones(count, prompt.shape[1])
+        whole = torch.cat([seen, mask], dim=1).long()
+        dropped = self.training and self.config.trainable == "lora" and self.config.lora.dropout > 0
+        if dropped or self.config.gradient_checkpointing:
+            joined = torch.cat([prompt.expand(count, -1, -1), embeddings], dim=1)
+            found: Tensor = self.backbone(inputs_embeds=joined, attention_mask=whole, use_cache=False).last_hidden_state
+            return found[:, prompt.shape[1] :]
+        past = self.backbone(inputs_embeds=prompt, use_cache=True).past_key_values
+        past.batch_repeat_interleave(count)
+        after: Tensor = self.backbone(
+            inputs_embeds=embeddings, attention_mask=whole, past_key_values=past, use_cache=True
+        ).last_hidden_state
+        return after
 
     def _words(self, ids: Tensor, always: Tensor) -> tuple[Tensor, Tensor]:
         embedded: Tensor = self.backbone.get_input_embeddings()(ids)

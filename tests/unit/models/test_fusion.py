@@ -115,17 +115,21 @@ def test_class_logits_are_rows_of_the_whole_vocabularys(saved: Saved, kind: str)
     from transformers import AutoModelForCausalLM
 
     model = qwen(path=str(saved(kind)), trainable="frozen")
-    seen: dict[str, Tensor] = {}
+    seen: list[dict[str, Tensor]] = []
     model.backbone.register_forward_hook(
-        lambda module, args, kwargs, result: seen.update(
+        lambda module, args, kwargs, result: seen.append(
             {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
         ),
         with_kwargs=True,
     )
     logits = model(feature_batch())["logits"]
+    prompt, exams = seen
+    embeddings = torch.cat([prompt["inputs_embeds"].expand(3, -1, -1), exams["inputs_embeds"]], dim=1)
+    mask = exams["attention_mask"]
     whole = AutoModelForCausalLM.from_pretrained(saved(kind), dtype=torch.float32).eval()
     with torch.no_grad():
-        full = whole(**seen, use_cache=False).logits[torch.arange(3), seen["attention_mask"].sum(dim=1) - 1]
+        said = whole(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).logits
+        full = said[torch.arange(3), mask.sum(dim=1) - 1]
     assert full.shape[1] == 30522
     assert torch.allclose(logits, full[:, model.class_ids], atol=1e-5)
 
@@ -221,6 +225,20 @@ def test_every_parameter_of_a_small_random_model_trains_and_starts_by_the_models
     assert torch.equal(model.backbone.norm.weight, torch.ones(32))
     model(feature_batch())["logits"].pow(2).sum().backward()
     assert [name for name, item in model.named_parameters() if item.grad is None] == []
+
+
+def test_a_prompt_that_is_read_once_says_what_it_says_before_each_exam(saved: Saved) -> None:
+    model = qwen(path=str(saved("qwen3")), config=None, trainable="frozen").eval()
+    batch = feature_batch(3)
+    passes: list[int] = []
+    model.backbone.layers[0].register_forward_hook(lambda _, __, out: passes.append(len(out)))
+    with torch.no_grad():
+        once = model(batch)["logits"]
+        # Activations that are not kept, as in this one, are the other way to read it.
+        model.config = model.config.model_copy(update={"gradient_checkpointing": True})
+        each = model(batch)["logits"]
+    assert passes == [1, 3, 3]
+    torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
