@@ -38,6 +38,7 @@ def test_the_benchmarks_are_there() -> None:
         "risk_pairs",
         "serve",
         "serve_faults",
+        "shared_prompt",
         "small_preset",
         "strange_photos",
         "train_step",
