@@ -22,7 +22,7 @@ from prima_ray.data.batch import ImageTextBatch
 from prima_ray.models.fusion import FusionInputs, Qwen3FusionConfig
 from prima_ray.stages.fuse import FuseConfig
 
-_BATCH, _TOKENS = 32, 90
+_BATCH, _TOKENS, _ATTRIBUTES = 32, 90, 80
 _CLASSES = (
     "actinic keratosis",
     "basal cell carcinoma",
@@ -41,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not isinstance(fusion, Qwen3FusionConfig):
         raise TypeError("the small preset has no language model any more: nothing here has a prompt")
     inputs = FusionInputs(
-        image_width=256, text_width=384, grid=(3, 3), class_phrases=_CLASSES, subject="a patient with a skin lesion"
+        image_width=256,
+        text_width=384,
+        attribute_width=_ATTRIBUTES,
+        grid=(3, 3),
+        class_phrases=_CLASSES,
+        subject="a patient with a skin lesion",
     )
     torch.manual_seed(0)
     model = fusion.build(inputs).train()
@@ -54,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         image_mask=torch.ones(_BATCH, 1, dtype=torch.bool),
         text_cls=torch.randn(_BATCH, 384),
         text_seq=torch.randn(_BATCH, _TOKENS, 384),
+        attributes=torch.rand(_BATCH, _ATTRIBUTES).round(),
         attention_mask=torch.ones(_BATCH, _TOKENS, dtype=torch.bool),
     )
 

@@ -1,7 +1,8 @@
 """Fusion models of the same kind from different random weights, whose probabilities are averaged.
 
 Deep ensembles (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep
-Ensembles"): every member learns by a loss of its own, over the same exams in the same order.
+Ensembles"): every member learns by a loss of its own, over the same exams in the same order. They share an optimizer,
+which clips the norm of all their gradients together.
 """
 
 from __future__ import annotations

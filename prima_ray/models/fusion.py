@@ -208,13 +208,13 @@ class Qwen3Fusion(nn.Module):
         """(N, S, D) and its mask -> hidden states (N, S, D) of what follows the prompt.
 
         The prompt is the same for every exam, and nothing is before it: it is read once, and its keys and values serve
-        all. Not where each exam has a dropout of its own, nor where activations are not kept.
+        all. Not for one exam alone, nor where each has a dropout of its own, nor where activations are not kept.
         """
         count, prompt = len(embeddings), self._words(self.prompt_ids, mask[:1, :1])[0].to(embeddings.dtype)
         seen = mask.new_ones(count, prompt.shape[1])
         whole = torch.cat([seen, mask], dim=1).long()
-        dropped = self.training and self.config.trainable == "lora" and self.config.lora.dropout > 0
-        if dropped or self.config.gradient_checkpointing:
+        dropped = self.config.trainable == "lora" and self.config.lora.dropout > 0
+        if count == 1 or (self.training and (dropped or self.config.gradient_checkpointing)):
             joined = torch.cat([prompt.expand(count, -1, -1), embeddings], dim=1)
             found: Tensor = self.backbone(inputs_embeds=joined, attention_mask=whole, use_cache=False).last_hidden_state
             return found[:, prompt.shape[1] :]

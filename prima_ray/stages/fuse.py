@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -82,8 +82,9 @@ class FuseConfig(TrainingConfig):
     """Projected features pass align's heads, which fine-tuning moves the image tower away from."""
     feature_store: FeatureConfig = FeatureConfig()
     fusion: FusionConfig
-    members: int = Field(default=1, ge=1, le=32)
-    """Fusion models from different random weights, trained side by side; their probabilities are averaged."""
+    members: Annotated[int, Field(ge=1, le=32)] | None = None
+    """So many fusion models from different random weights, trained side by side; their probabilities are averaged. `null`:
+    one. Of a model by name or path each is a copy."""
     experts: ExpertsConfig | None = None
     """What each modality says by itself, pooled with the fusion model; `null`: it answers alone, as in the method."""
     losses: ClassificationLossConfig = ClassificationLossConfig()
@@ -202,7 +203,7 @@ def make_task(config: FuseConfig, plan: Plan) -> FuseTask:
         text=config.text,
         towers=tower_sources(config),
         fusion=config.fusion,
-        members=config.members,
+        members=config.members or 1,
         losses=config.losses,
         class_weights=weights,
         vector=vector,

@@ -227,8 +227,9 @@ def test_every_parameter_of_a_small_random_model_trains_and_starts_by_the_models
     assert [name for name, item in model.named_parameters() if item.grad is None] == []
 
 
-def test_a_prompt_that_is_read_once_says_what_it_says_before_each_exam(saved: Saved) -> None:
-    model = qwen(path=str(saved("qwen3")), config=None, trainable="frozen").eval()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prompt_that_is_read_once_says_what_it_says_before_each_exam(saved: Saved, attention: str) -> None:
+    model = qwen(path=str(saved("qwen3")), config=None, trainable="frozen", attention=attention).train()
     batch = feature_batch(3)
     passes: list[int] = []
     model.backbone.layers[0].register_forward_hook(lambda _, __, out: passes.append(len(out)))

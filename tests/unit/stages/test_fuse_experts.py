@@ -21,6 +21,7 @@ from prima_ray.data.plan import ExamIndex
 from prima_ray.evaluation.baselines import mask_blocks
 from prima_ray.inference.contributions import leave_one_out
 from prima_ray.inference.predictor import Exam, Predictor
+from prima_ray.models.ensemble import Ensemble
 from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
 from prima_ray.stages.fuse import FuseConfig, make_task
 from prima_ray.stages.row_sets import read_predictions, shard_tables
@@ -136,6 +137,16 @@ def test_an_exam_gets_what_the_run_wrote_of_it(run: Path, labelled_shards: str) 
     np.testing.assert_allclose(found, read_predictions(run, index, rows), atol=1e-6)
     hidden = predictor.predict_tables(shard_tables(index, rows), masked=["age", "itch", "region"])
     assert np.abs(hidden - found).max() > 1e-4
+
+
+def test_members_began_with_other_weights_and_answer_together(run: Path, labelled_shards: str) -> None:
+    predictor = Predictor.load(run)
+    ensemble = predictor.bundle.components["fusion"]
+    assert isinstance(ensemble, Ensemble)
+    batch = predictor.encode(predictor.collate(next(iter(shard_tables(ExamIndex.read(labelled_shards), np.arange(4))))))
+    with torch.inference_mode():
+        one, other = (member(batch)["logits"] for member in ensemble.members)
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_the_photo_classifier_is_heard(run: Path, labelled_shards: str) -> None:
