@@ -42,7 +42,8 @@ ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"kind": "torch"},
     **{f"zero{stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in range(4)},
 }
-STEPS = {"align": 45, "fuse": 75}
+STEPS = {"align": 45, "fuse": 75, "members": 75}
+"""`members`: fuse again, two small models from random weights without dropout, which read their prompt once a batch."""
 STAGES = tuple(STEPS)
 REFERENCE = "torch, whole batch"
 NUM_TRAIN, NUM_HELD_OUT = 42, 20
@@ -60,6 +61,13 @@ _QWEN3 = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 24,
+}
+
+
+_MEMBERS = {
+    "fusion": {"kind": "qwen3", "config": _QWEN3, "trainable": "full"},
+    "members": 2,
+    "optimizer": {"lr": 5e-4, "clip_norm": CLIP},
 }
 
 
@@ -192,6 +200,7 @@ def raw_config(stage: str, shards: str, models: dict[str, str], folder: Path) ->
         "fusion": {"kind": "qwen3", "path": models["qwen3"], "trainable": "lora", "lora": {"rank": 4, "dropout": 0.1}},
         # At twice the rate the loss falls less, and rounding grows twenty times as much.
         "optimizer": {"lr": 5e-3, "clip_norm": CLIP},
+        **(_MEMBERS if stage == "members" else {}),
     }
 
 
@@ -206,7 +215,8 @@ def make_job(stage: str, shards: str, models: dict[str, str], folder: Path) -> T
     rows = plan_epoch(torch.arange(len(index)).numpy(), global_batch=len(index), seed=0, epoch=0, shuffle=False)[0]
     roles = Roles(train=rows[:NUM_TRAIN], val=rows[NUM_TRAIN : NUM_TRAIN + NUM_HELD_OUT], test=rows[:0])
     config: Any = (align.AlignConfig if stage == "align" else fuse.FuseConfig).model_validate(raw)
-    plan = Plan(run=open_run(config, out=config.out, stage=stage), index=index, roles=roles)
+    kind = "align" if stage == "align" else "fuse"
+    plan = Plan(run=open_run(config, out=config.out, stage=kind), index=index, roles=roles)
     task = align.make_task(config, plan) if stage == "align" else fuse.make_task(config, plan)
     return TrainingJob(config=config, task=task, run=folder, shards=shards, train_rows=roles.train, val_rows=roles.val)
 
@@ -340,6 +350,8 @@ CORNER = [
     Cell("align", "zero3", 3),
     Cell("fuse", REFERENCE, 1),
     Cell("fuse", "zero1", 2),
+    Cell("members", REFERENCE, 1),
+    Cell("members", "zero3", 2),
 ]
 """What tests/distributed runs."""
 

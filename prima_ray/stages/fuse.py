@@ -83,8 +83,8 @@ class FuseConfig(TrainingConfig):
     feature_store: FeatureConfig = FeatureConfig()
     fusion: FusionConfig
     members: Annotated[int, Field(ge=1, le=32)] | None = None
-    """So many fusion models from different random weights, trained side by side; their probabilities are averaged. `null`:
-    one. Of a model by name or path each is a copy."""
+    """So many fusion models from different random weights, trained side by side, whose probabilities are averaged.
+    `null`: one. Of a model by name or path each is a copy."""
     experts: ExpertsConfig | None = None
     """What each modality says by itself, pooled with the fusion model; `null`: it answers alone, as in the method."""
     losses: ClassificationLossConfig = ClassificationLossConfig()
