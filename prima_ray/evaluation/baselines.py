@@ -54,8 +54,12 @@ class Baseline:
         if len(classes) == 1:
             whole[:, classes[0]] = 1.0
         elif len(test):
-            model = self._pipeline().fit(self._table(train), labels)
-            whole[:, model.classes_] = model.predict_proba(self._table(test))
+            from threadpoolctl import threadpool_limits
+
+            # Threads of a few hundred rows each mostly wait for one another, for minutes where cores are busy.
+            with threadpool_limits(limits=1):
+                model = self._pipeline().fit(self._table(train), labels)
+                whole[:, model.classes_] = model.predict_proba(self._table(test))
         return whole
 
     def _pipeline(self) -> Any:
