@@ -238,7 +238,10 @@ def _build_ensemble(spec: Mapping[str, Any], folder: Path) -> Ensemble:
     for member in members:
         if not isinstance(member, MlpFusion | Qwen3Fusion):
             raise PrimaError(f"holds a {type(member).__name__}, expected a fusion model", where=folder)
-    return Ensemble(members)
+    ensemble = Ensemble(members)
+    if any(member.inputs != ensemble.inputs for member in ensemble.members):
+        raise PrimaError("damaged: its members read different things, or tell different classes apart", where=folder)
+    return ensemble
 
 
 def _describe_attribute_expert(expert: AttributeExpert, folder: Path) -> dict[str, Any]:

@@ -162,6 +162,9 @@ def test_members_of_an_ensemble_are_fusion_models(saved: Saved, tmp_path: Path) 
     shutil.rmtree(tmp_path / "member_1")
     save_component(tmp_path / "member_1", heads())
     assert "holds a ProjectionHeads, expected a fusion model" in error_of(tmp_path)
+    shutil.rmtree(tmp_path / "member_1")
+    save_component(tmp_path / "member_1", make("qwen3, 28 classes", saved))
+    assert "its members read different things, or tell different classes apart" in error_of(tmp_path)
 
 
 def test_only_what_it_knows_is_saved(tmp_path: Path) -> None:
