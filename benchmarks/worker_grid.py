@@ -5,7 +5,8 @@ another engine (torch, DeepSpeed ZeRO 0 to 3), another number of workers, micro-
 it: the largest relative difference of the two loss curves, and the largest absolute difference of what the trained
 models say of the held-out exams (fuse: probabilities; align: cosines of every image with every text). Everything that
 is random or exam-spanning is on: augmentation, attribute dropout, LoRA and its dropout in every tower, drop paths, the
-learnable temperature, clipping that bites, a ragged last batch. Phantoms, small models, fp32, torch.multiprocessing and
+learnable temperature, clipping that bites, a ragged last batch. `members` is fuse again without dropout, where the
+prompt is read once a batch: two small models from random weights. Phantoms, small models, fp32, torch.multiprocessing and
 gloo; the loop, the tasks and the engines are the product's own. ZeRO stage and world size in the table are what the
 engine said of itself (`starts.jsonl`), not what the config asked for.
 
@@ -43,7 +44,6 @@ ENGINES: dict[str, dict[str, Any]] = {
     **{f"zero{stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in range(4)},
 }
 STEPS = {"align": 45, "fuse": 75, "members": 75}
-"""`members`: fuse again, two small models from random weights without dropout, which read their prompt once a batch."""
 STAGES = tuple(STEPS)
 REFERENCE = "torch, whole batch"
 NUM_TRAIN, NUM_HELD_OUT = 42, 20
