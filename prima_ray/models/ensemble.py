@@ -19,7 +19,11 @@ from prima_ray.models.fusion import FusionInputs
 
 
 class Ensemble(nn.Module):
-    """See the module."""
+    """M fusion models of N exams and C classes; see the module.
+
+    Raises:
+        ValueError: no member.
+    """
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
