@@ -6,8 +6,8 @@ it: the largest relative difference of the two loss curves, and the largest abso
 models say of the held-out exams (fuse: probabilities; align: cosines of every image with every text). Everything that
 is random or exam-spanning is on: augmentation, attribute dropout, LoRA and its dropout in every tower, drop paths, the
 learnable temperature, clipping that bites, a ragged last batch. `members` is fuse again without dropout, where the
-prompt is read once a batch: two small models from random weights. Phantoms, small models, fp32,
-torch.multiprocessing and gloo; the loop, the tasks and the engines are the product's own. ZeRO stage and world size in the table are what the
+prompt is read once a batch: two small models from random weights. Phantoms, small models, fp32, torch.multiprocessing
+and gloo; the loop, the tasks and the engines are the product's own. ZeRO stage and world size in the table are what the
 engine said of itself (`starts.jsonl`), not what the config asked for.
 
     python benchmarks/worker_grid.py [--corner] [--worlds 1 2 3 4] [--out FOLDER]
