@@ -25,6 +25,7 @@ from prima_ray.serving.model import Model
 from prima_ray.serving.rate import SharedLimiter, TokenBuckets
 from prima_ray.serving.records import lines_to_stderr
 from prima_ray.serving.serve_engine import MODEL_DEPLOYMENT, ServeEngine
+from prima_ray.serving.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -45,22 +46,21 @@ class ModelReplica:
         self._model = self._thread.submit(Model, run, device=config.replica.device).result()
         self._thread.submit(self._model.check).result()
         self._began: float | None = None
-        self._free = asyncio.Event()
-        self._free.set()
+        self._turns = Turns(max_size=config.batch.max_size, linger=config.batch.linger)
         self._batched = serve.batch(max_batch_size=config.batch.max_size, batch_wait_timeout_s=config.batch.wait_s)(
             self._answer
         )
 
     async def _answer(self, asked: list[tuple[Question, float]]) -> list[Answer | PrimaError]:
-        self._began = time.monotonic()
-        self._free.clear()
+        self._began = began = time.monotonic()
+        self._turns.begin()
         now = time.time()
         found: list[Answer | PrimaError]
         try:
             found = await self._run(self._model.answer, [question for question, _ in asked])
         finally:
             self._began = None
-            self._free.set()
+            self._turns.end(len(asked), time.monotonic() - began)
         for item, (_, sent) in zip(found, asked, strict=True):
             if isinstance(item, Answer):
                 item.seconds.setdefault("queue", max(0.0, now - sent))
@@ -74,7 +74,7 @@ class ModelReplica:
         """
         # Serve closes a batch as soon as it sees one request, and lets it wait for the model as it is. So they wait
         # here, and go in together.
-        await self._free.wait()
+        await self._turns.wait()
         found: Answer | PrimaError = await self._batched((question, sent))
         return found
 
