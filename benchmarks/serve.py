@@ -16,12 +16,14 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -141,6 +143,34 @@ def fastapi(run: str, port: int, threads: tuple[int, int], folder: Path) -> Abst
     return server(contender("fastapi", run, port, *options), port, folder / f"fastapi-{port}.log")
 
 
+def stages(url: str) -> Counter[str]:
+    """Of the endpoint's metrics: stage -> the seconds so far, and "count", the answers so far."""
+    found: Counter[str] = Counter()
+    with urlopen(url.replace("/v1/diagnoses", "/metrics")) as response:  # noqa: S310
+        for line in response.read().decode().splitlines():
+            if match := re.fullmatch(r'prima_stage_seconds_(sum|count){stage="(\w+)"} (\S+)', line):
+                kind, stage, value = match.groups()
+                if kind == "sum":
+                    found[stage] = float(value)
+                elif stage == "total":
+                    found["count"] = float(value)
+    return found
+
+
+def where_it_goes(seconds: Counter[str], alone_ms: float) -> dict[str, float]:
+    """Mean milliseconds of an answer within the endpoint. "there" ends where the model begins, "back" is what no stage
+    accounts for: the way back, and the app.
+    """
+    mean = {stage: 1000 * seconds[stage] / seconds["count"] for stage in seconds if stage != "count"}
+    model = sum(mean[stage] for stage in ("decode", "encode", "fuse", "check"))
+    there = mean["queue"]
+    parts = {
+        "reading the body": mean["read"], "there": there, "the model": model,
+        "back": mean["total"] - mean["read"] - there - model, "the model alone": alone_ms,
+    }  # fmt: skip
+    return {name: round(value, 2) for name, value in parts.items()}
+
+
 def versus(contenders: dict[str, str], body: Path, clients: int, *, pairs: int, seconds: float) -> Any:
     """Both servers under as many clients, in turns."""
     calls = {
@@ -160,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(found, argv, seconds=1.0)
     pairs, seconds = arguments.pairs, arguments.seconds
     sections: dict[str, dict[str, Any]] = {}
-    reached, cores = {}, os.cpu_count() or 1
+    reached, passed, cores = {}, {}, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run = find_run(arguments.run)
@@ -178,9 +208,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             with peer as other, server(serve_command(run, 18312, *mine), 18312, folder / "serve.log") as ours:
                 for url in (other, ours):
                     drive(url, body, clients=max(4, clients), seconds=2)
+                before = stages(ours)
                 measured = versus({"serve": ours, "fastapi": other}, body, clients, pairs=pairs, seconds=seconds)
+                after = stages(ours)
             ratio = ("p50 ms" if alone else "exams/s", "serve", "fastapi")
             reached[clients] = statistics.median(measured.values["exams/s"]["serve"])
+            passed[clients] = Counter({stage: after[stage] - before[stage] for stage in after})
             sections[f"{clients} clients"] = {
                 "pairs": measured,
                 "ratio": ratio,
@@ -199,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for clients in CLIENTS[1:]:
             left = 1 / (1 / most + 1 / way)
             sections[f"{clients} clients"]["of what is left"] = round(reached[clients] / left, 3)
+        by_itself = exams_per_second(run, body, processes=1, torch_threads=cores, batch=1, seconds=min(seconds, 5))
         sections["1 clients"]["fastapi"] = tried
+        sections["1 clients"]["of an answer, ms"] = where_it_goes(passed[1], 1000 / by_itself["exams/s"])
     report("serve", arguments, sections=sections, argv=argv)
 
 

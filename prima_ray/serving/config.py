@@ -44,7 +44,7 @@ class BatchConfig(StrictConfig):
     max_size: int = Field(default=16, ge=1)
     wait_s: float = Field(default=0.0, ge=0)
     """For more to come. 0: a request that is alone is not kept waiting, and under load batches fill by themselves."""
-    linger: float = Field(default=0.1, ge=0, le=1)
+    linger: float = Field(default=0.25, ge=0, le=1)
     """After a batch of several the next one waits at most this share of its time for those who have just been
     answered, who may ask again."""
 
