@@ -33,6 +33,7 @@ class Turns:
 
     def begin(self) -> None:
         """A batch has gone in."""
+        self._stop_timer()
         self._free.clear()
 
     def end(self, size: int, seconds: float) -> None:
@@ -44,7 +45,10 @@ class Turns:
             self._open()
 
     def _open(self) -> None:
+        self._stop_timer()
+        self._free.set()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._free.set()

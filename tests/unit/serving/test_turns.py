@@ -91,3 +91,21 @@ def test_whoever_gives_up_does_not_count() -> None:
         assert third.done()
 
     run(work())
+
+
+def test_a_batch_that_goes_in_ends_the_wait_before_it() -> None:
+    """Of more than a batch holds, the rest goes in without a turn of its own."""
+
+    async def work() -> None:
+        turns = Turns(max_size=4, linger=1.0)
+        turns.begin()
+        turns.end(4, 0.02)
+        turns.begin()
+        task = asyncio.create_task(turns.wait())
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        turns.end(1, 0.02)
+        await settle()
+        assert task.done()
+
+    run(work())
