@@ -160,13 +160,16 @@ def stages(url: str) -> Counter[str]:
 def where_it_goes(seconds: Counter[str], alone_ms: float) -> dict[str, float]:
     """Mean milliseconds of an answer within the endpoint. "there" ends where the model begins, "back" is what no stage
     accounts for: the way back, and the app.
+
+    Args:
+        seconds: see `stages`, of a load by one client: an exam that has company would count its whole batch.
+        alone_ms: of an answer of the model in a process that has the machine to itself.
     """
-    mean = {stage: 1000 * seconds[stage] / seconds["count"] for stage in seconds if stage != "count"}
+    mean = {stage: 1000 * seconds[stage] / seconds["count"] for stage in seconds}
     model = sum(mean[stage] for stage in ("decode", "encode", "fuse", "check"))
-    there = mean["queue"]
     parts = {
-        "reading the body": mean["read"], "there": there, "the model": model,
-        "back": mean["total"] - mean["read"] - there - model, "the model alone": alone_ms,
+        "reading the body": mean["read"], "there": mean["queue"], "the model": model,
+        "back": mean["total"] - mean["read"] - mean["queue"] - model, "the model alone": alone_ms,
     }  # fmt: skip
     return {name: round(value, 2) for name, value in parts.items()}
 
@@ -190,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(found, argv, seconds=1.0)
     pairs, seconds = arguments.pairs, arguments.seconds
     sections: dict[str, dict[str, Any]] = {}
-    reached, passed, cores = {}, {}, os.cpu_count() or 1
+    reached, spent, cores = {}, {}, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run = find_run(arguments.run)
@@ -210,10 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     drive(url, body, clients=max(4, clients), seconds=2)
                 before = stages(ours)
                 measured = versus({"serve": ours, "fastapi": other}, body, clients, pairs=pairs, seconds=seconds)
-                after = stages(ours)
+                spent[clients] = stages(ours) - before
             ratio = ("p50 ms" if alone else "exams/s", "serve", "fastapi")
             reached[clients] = statistics.median(measured.values["exams/s"]["serve"])
-            passed[clients] = Counter({stage: after[stage] - before[stage] for stage in after})
             sections[f"{clients} clients"] = {
                 "pairs": measured,
                 "ratio": ratio,
@@ -234,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sections[f"{clients} clients"]["of what is left"] = round(reached[clients] / left, 3)
         by_itself = exams_per_second(run, body, processes=1, torch_threads=cores, batch=1, seconds=min(seconds, 5))
         sections["1 clients"]["fastapi"] = tried
-        sections["1 clients"]["of an answer, ms"] = where_it_goes(passed[1], 1000 / by_itself["exams/s"])
+        sections["1 clients"]["of an answer, ms"] = where_it_goes(spent[1], 1000 / by_itself["exams/s"])
     report("serve", arguments, sections=sections, argv=argv)
 
 

@@ -14,6 +14,11 @@ class Turns:
     """
 
     def __init__(self, *, max_size: int, linger: float) -> None:
+        """
+        Args:
+            max_size: requests a batch.
+            linger: the part, 0 to 1, of a batch's time that the next one is held back for at most.
+        """
         self._max_size, self._linger = max_size, linger
         self._free = asyncio.Event()
         self._free.set()
@@ -22,7 +27,7 @@ class Turns:
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self) -> None:
-        """Until the next batch is made up."""
+        """Returns when the next batch may go in: at once where none is under way or held back."""
         self._waiting += 1
         try:
             if self._timer is not None and self._waiting >= self._wanted:
@@ -37,7 +42,12 @@ class Turns:
         self._free.clear()
 
     def end(self, size: int, seconds: float) -> None:
-        """A batch of so many, that took so long, is answered."""
+        """A batch is answered.
+
+        Args:
+            size: its requests.
+            seconds: that it took.
+        """
         self._wanted = min(self._max_size, size + self._waiting)
         if size > 1 and self._linger and self._waiting < self._wanted:
             self._timer = asyncio.get_running_loop().call_later(self._linger * seconds, self._open)
