@@ -104,10 +104,11 @@ def stop_one() -> None:
     os.kill(replicas()[0].pid, signal.SIGSTOP)
 
 
-def follow(url: str, body: Path, seconds: float) -> dict[str, Any]:
+def follow(url: str, body: Path, seconds: float, watched: Path) -> dict[str, Any]:
     """No load, many clients, then one, who goes on until the replicas are back at one (90 s at most): replicas by time,
-    and what was answered to either."""
+    what was answered to either, and how long after the load had changed Serve's target did (``watched``)."""
     began, samples, over = time.monotonic(), [], threading.Event()
+    started = time.time()
 
     def now() -> float:
         return round(time.monotonic() - began, 1)
@@ -136,7 +137,20 @@ def follow(url: str, body: Path, seconds: float) -> dict[str, Any]:
         answers += [(since + ended, took, status) for ended, took, status in load.found["trace"]]
     over.set()
     watcher.join()
-    return {**found, "replicas by s": samples, "p50 ms by s": by_second(answers)}
+    changes = [(float(at) - started, int(count)) for at, count in map(str.split, watched.read_text().splitlines())]
+    for name, wanted in ((MANY, 2), (ONE, 1)):
+        since = found[name]["from s"]
+        found[name]["target changed after s"] = next(
+            (round(at - since, 1) for at, count in changes if at >= since and count == wanted), None
+        )
+    return {**found, "replicas by s": samples, "target by s": _steps(changes, now()), "p50 ms by s": by_second(answers)}
+
+
+def _steps(changes: Sequence[tuple[float, int]], end: float) -> list[tuple[float, int]]:
+    """Changes from the beginning, second 0, to the end."""
+    before = [count for at, count in changes if at <= 0]
+    after = [(round(at, 1), count) for at, count in changes if at > 0]
+    return [(0.0, before[-1]), *after, (end, after[-1][1] if after else before[-1])]
 
 
 def by_second(answers: Sequence[tuple[float, float, int]]) -> list[tuple[int, float]]:
@@ -155,9 +169,11 @@ def plot(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (above, below) = plt.subplots(2, figsize=(7, 3.8), layout="constrained", sharex=True)
-    times, counts = zip(*found["replicas by s"], strict=True)
-    above.step(times, counts, where="post", color="#1a5f8a")
-    above.set(ylabel="replicas (processes)", yticks=range(max(counts) + 2))
+    for key, colour, label in (("replicas by s", "#1a5f8a", "processes"), ("target by s", "#b3432b", "target")):
+        times, counts = zip(*found[key], strict=True)
+        above.step(times, counts, where="post", color=colour, label=label)
+    above.set(ylabel="replicas", yticks=range(max(counts) + 2))
+    above.legend(loc="upper right")
     seconds, medians = zip(*found["p50 ms by s"], strict=True)
     below.step(seconds, medians, where="post", color="#1a5f8a")
     below.set(xlabel="seconds", ylabel="median time, ms", ylim=(0, None))
@@ -214,8 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if given.requests:
                 written["memory"] = memory(url, body, given.requests)
                 print(f"memory: {written['memory']}", flush=True)
-        with server([*common, "--config", str(PROFILE)], PORT, folder / "log") as url:
-            written["autoscaling"] = follow(url, body, given.seconds)
+        watched = folder / "target"
+        command = [str(Path(__file__).with_name("_serve_watched.py")), str(watched), *common[3:]]
+        with server([*command, "--config", str(PROFILE)], PORT, folder / "log") as url:
+            written["autoscaling"] = follow(url, body, given.seconds, watched)
             print(f"autoscaling: {written['autoscaling']}", flush=True)
     plot(written["autoscaling"], given.out / "serve_autoscaling.png")
     head = {"benchmark": "serve_faults", **circumstances("serve_faults", argv)}
