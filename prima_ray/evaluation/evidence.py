@@ -6,7 +6,7 @@ turns them into parts of a page. Shares are of 1, an interval is `value, low, hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,7 +22,6 @@ from prima_ray.evaluation.statistics import Scores, bootstrap, mean_sd, paired_d
 
 LOSSES = ("nll", "ece", "brier", "aurc", "excess_aurc", "mean_set_size")
 """Figures of which less is better."""
-Sets = Callable[[Probabilities], NDArray[np.bool_]]
 _CURVE_POINTS = 200
 Models = Mapping[str, Probabilities]
 
@@ -116,7 +115,7 @@ def calibration_evidence(
     labels: Labels,
     models: Models,
     before: Probabilities,
-    sets: Sets,
+    sets: NDArray[np.bool_],
     patients: Sequence[str],
     *,
     class_names: Sequence[str],
@@ -130,7 +129,7 @@ def calibration_evidence(
     Args:
         models: ours first, calibrated.
         before: (N, C) ours before calibration.
-        sets: probabilities -> (N, C) prediction sets.
+        sets: (N, C) prediction sets.
         asked_coverage: what the sets were to hold.
 
     Returns:
@@ -143,14 +142,14 @@ def calibration_evidence(
     probabilities = models[ours]
 
     @resampled
-    def held(labels: Labels, probabilities: Probabilities) -> Mapping[str, float]:
-        found = set_figures(labels, sets(probabilities))
+    def held(labels: Labels, sets: Probabilities) -> Mapping[str, float]:
+        found = set_figures(labels, sets > 0)
         return {name: found[name] for name in ("coverage", "mean_set_size", "single_share")}
 
     asked = {ours: probabilities, BEFORE: before, **{name: item for name, item in models.items() if name != ours}}
     scores = draw(belief_figures(coverages), labels, asked, patients)
-    whole = draw(held, labels, {ours: probabilities}, patients)[ours].intervals()
-    by_class = set_figures(labels, sets(probabilities))
+    whole = draw(held, labels, {ours: sets.astype(np.float64)}, patients)[ours].intervals()
+    by_class = set_figures(labels, sets)
     coverage, risk = risk_coverage(labels, probabilities)
     shown = np.unique(np.linspace(0, len(coverage) - 1, min(_CURVE_POINTS, len(coverage))).astype(int))
     return {

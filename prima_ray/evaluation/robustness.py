@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pydantic import Field
 
@@ -111,10 +112,14 @@ def altered(tables: Iterable[pa.Table], alteration: Alteration) -> Iterator[pa.T
 
 
 def _drop(row: Row, rate: float, seed: int) -> Row:
-    def kept(name: str) -> bool:
-        return hash_key(seed, "drop", row["exam_id"], name) / 2**64 >= rate
+    kept = drop_attributes(dict(row["attributes"] or ()), rate, seed, "drop", row["exam_id"])
+    return {**row, "attributes": list(kept.items())}
 
-    return {**row, "attributes": [(name, value) for name, value in row["attributes"] or () if kept(name)]}
+
+def drop_attributes(attributes: Mapping[str, str], rate: float, *key: object) -> dict[str, str]:
+    """Each left out by itself with this probability, drawn by ``key``: what a rate leaves out, a higher one does
+    too."""
+    return {name: value for name, value in attributes.items() if hash_key(*key, name) / 2**64 >= rate}
 
 
 def _keep_pattern(row: Row, patterns: Sequence[frozenset[str]], seed: int) -> Row:
@@ -169,22 +174,23 @@ def robustness_evidence(
     patients: Sequence[str],
     *,
     titles: Mapping[str, str],
-    min_confidence: float = 0.0,
+    answered: Mapping[str, NDArray[np.bool_]] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """A record a condition: `name, title, figures`, `differences` (altered minus as they are, paired) and `verdicts`
-    (null of the first), `answered`: the share whose confidence is at least ``min_confidence``, `accuracy_answered`.
+    (null of the first), `answered`: the share that is, `accuracy_answered`.
 
     Args:
         conditions: name -> (N, C); the first is of the exams as they are.
+        answered: name -> (N,) whether it is not too uncertain; None: all are.
     """
     scores = bootstrap(headline_draws, labels, conditions, patients, num_resamples=num_resamples, seed=seed)
     first = next(iter(conditions))
     found = []
     for name, probabilities in conditions.items():
         gaps = paired_differences(scores[name], scores[first]) if name != first else None
-        kept = probabilities.max(axis=1) >= min_confidence if len(labels) else np.zeros(0, dtype=bool)
+        kept = answered[name] if answered else np.ones(len(labels), dtype=bool)
         right = probabilities.argmax(axis=1) == labels if len(labels) else kept
         found.append(
             {
@@ -197,4 +203,4 @@ def robustness_evidence(
                 "accuracy_answered": float(right[kept].mean()) if kept.any() else float("nan"),
             }
         )
-    return {"min_confidence": min_confidence, "conditions": found}
+    return {"conditions": found}

@@ -20,12 +20,14 @@ of them. Here the validation fold also chose the checkpoint and T, and exams of 
 see `coverage_by_class` there.
 
 **Confidence** is the largest probability; below `threshold` the answer abstains.
+
+Both limits are others where less is known of an exam than of those that the model learned from, see `scarcity`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -34,10 +36,12 @@ from pydantic import Field
 
 from prima_ray.base import StrictConfig
 from prima_ray.evaluation.reliability import reliability, set_figures
+from prima_ray.inference.scarcity import Level, Scarcity
 
 _TEMPERATURES = (0.05, 20.0)
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
+Values = NDArray[np.float64]
 
 
 class CalibrationConfig(StrictConfig):
@@ -68,6 +72,8 @@ class Calibration(StrictConfig):
     """Validation exams it was fitted on."""
     notes: tuple[str, ...] = ()
     """What could not be fitted, and why."""
+    scarcity: Scarcity | None = None
+    """Limits where little is known of an exam; null: the same as everywhere."""
 
     @classmethod
     def none(cls, *, coverage: float = 0.9, notes: Sequence[str] = ()) -> Self:
@@ -85,13 +91,40 @@ class Calibration(StrictConfig):
         with np.errstate(divide="ignore"):
             return _softmax(self.temperature * np.log(np.asarray(probabilities, dtype=np.float64)))
 
-    def sets(self, probabilities: Matrix) -> NDArray[np.bool_]:
-        """(N, C): the classes of each exam's prediction set."""
-        if self.set_threshold is None:
-            return np.ones(probabilities.shape, dtype=bool)
-        found: NDArray[np.bool_] = 1.0 - probabilities <= self.set_threshold
+    def completeness(self, exams: Iterable[Collection[str]]) -> Values:
+        """(N,) of exams, each the names of the attributes that are known; 1 where the model does not tell."""
+        scarcity = self.scarcity
+        return np.array([scarcity.completeness(known) if scarcity else 1.0 for known in exams], dtype=np.float64)
+
+    def sets(self, probabilities: Matrix, completeness: Values | None = None) -> NDArray[np.bool_]:
+        """(N, C): the classes of each exam's prediction set.
+
+        Args:
+            completeness: (N,); None: all are complete.
+        """
+        levels = self._levels(probabilities, completeness)
+        limits = [math.inf if level.set_threshold is None else level.set_threshold for level in levels]
+        found: NDArray[np.bool_] = 1.0 - probabilities <= np.array(limits, dtype=np.float64)[:, None]
         found[np.arange(len(found)), probabilities.argmax(axis=1)] = True
         return found
+
+    def answered(self, probabilities: Matrix, completeness: Values | None = None) -> NDArray[np.bool_]:
+        """(N,) whether an answer is not too uncertain; see `sets`."""
+        least = [level.min_confidence for level in self._levels(probabilities, completeness)]
+        found: NDArray[np.bool_] = probabilities.max(axis=1, initial=0.0) >= np.array(least, dtype=np.float64)
+        return found
+
+    def least_confidence(self, completeness: float) -> float:
+        """Below it an answer abstains."""
+        return self._level(completeness).min_confidence
+
+    def _levels(self, probabilities: Matrix, completeness: Values | None) -> list[Calibration | Level]:
+        if completeness is None:
+            return [self] * len(probabilities)
+        return [self._level(value) for value in completeness.tolist()]
+
+    def _level(self, completeness: float) -> Calibration | Level:
+        return (self.scarcity.level(completeness) if self.scarcity else None) or self
 
 
 def fit_calibration(
@@ -137,6 +170,47 @@ def fit_calibration(
         num_exams=count,
         notes=tuple(notes),
     )
+
+
+def fit_levels(
+    calibration: Calibration,
+    logits: Matrix,
+    scarce: Mapping[float, Matrix],
+    labels: Labels,
+    config: CalibrationConfig,
+) -> list[Level]:
+    """Limits for exams of which less is known: sets of the same coverage, and the least confidence at which no more of
+    what is answered is wrong than where everything is known.
+
+    Args:
+        calibration: fitted on these exams.
+        logits: (N, C) of the validation exams as they are.
+        scarce: share of the attributes -> (N, C) of the same exams with that share.
+        labels: (N,) class indices.
+
+    Returns:
+        a level a share, the least first, none more lenient than the ones above it.
+    """
+    probabilities = calibration.probabilities(logits)
+    kept = calibration.answered(probabilities)
+    wrong = int((probabilities.argmax(axis=1) != labels)[kept].sum())
+    # One more wrong in one more exam: that none of a few is wrong is no reason to ask for as much.
+    bearable = config.model_copy(update={"max_error": config.max_error or (wrong + 1) / (int(kept.sum()) + 1)})
+    levels: list[Level] = []
+    above: Calibration | Level = calibration
+    for share in sorted(scarce, reverse=True):
+        found = calibration.probabilities(scarce[share])
+        threshold = conformal_threshold(1.0 - found[np.arange(len(labels)), labels], calibration.coverage)
+        if threshold is not None and above.set_threshold is not None:
+            threshold = max(threshold, above.set_threshold)
+        else:
+            threshold = None
+        confidence = above.min_confidence
+        if config.max_error is not None or config.answered < 1.0:
+            confidence = max(confidence, confidence_threshold(found, labels, bearable)[0])
+        above = Level(completeness=share, set_threshold=threshold, min_confidence=confidence)
+        levels.insert(0, above)
+    return levels
 
 
 def _absent(labels: Labels, class_names: Sequence[str]) -> list[str]:

@@ -224,12 +224,13 @@ class Diagnoser:
         with clock.timing("fuse"):
             logits = predictor.logits(encoded)
         probabilities = predictor.calibration.probabilities(logits)
-        sets = predictor.calibration.sets(probabilities)
+        attributes = [normalise_attributes(predictor.data_set, exam.attributes) for exam in exams]
+        completeness = predictor.calibration.completeness(attributes)
+        sets = predictor.calibration.sets(probabilities, completeness)
         with clock.timing("check"):
             photos = [
                 self._photos(encoded, row, predictor.views_of(batch, row), size) for row, size in enumerate(sizes)
             ]
-        attributes = [normalise_attributes(predictor.data_set, exam.attributes) for exam in exams]
         explanations: dict[int, Explanation] = {}
         if any(explained):
             with clock.timing("explain"):
@@ -252,6 +253,7 @@ class Diagnoser:
                 attributes[row],
                 probabilities[row],
                 sets[row],
+                completeness=float(completeness[row]),
                 photos=photos[row],
                 explanation=explanations.get(row),
                 timings=clock.seconds,
@@ -288,6 +290,7 @@ class Diagnoser:
         probabilities: NDArray[np.float64],
         held: NDArray[np.bool_],
         *,
+        completeness: float,
         photos: _Photos,
         explanation: Explanation | None,
         timings: Mapping[str, float],
@@ -302,7 +305,7 @@ class Diagnoser:
             prediction_set=ranked,
             coverage=self.predictor.calibration.coverage,
             confidence=confidence,
-            reasons=tuple(self._reasons(confidence, photos)),
+            reasons=tuple(self._reasons(confidence, completeness, photos)),
             attributes_used=self._given(attributes),
             attributes_missing=tuple(name for name in self._read if name not in attributes),
             attributes_ignored=tuple(name for name in attributes if name not in self._read),
@@ -315,7 +318,7 @@ class Diagnoser:
             timings=timings,
         )
 
-    def _reasons(self, confidence: float, photos: _Photos) -> Iterator[Reason]:
+    def _reasons(self, confidence: float, completeness: float, photos: _Photos) -> Iterator[Reason]:
         for complaint in photos.complaints:
             yield Reason("image_unusable", complaint)
         strange = {name: value for name, value in photos.novelty.items() if value > 1}
@@ -325,11 +328,15 @@ class Diagnoser:
                 "out_of_distribution",
                 f"unlike the photos that the model was trained on: {told} as far from them as the limit",
             )
-        least = self.predictor.calibration.min_confidence
+        least = self.predictor.calibration.least_confidence(completeness)
         if confidence < least:
-            yield Reason(
-                "uncertain", f"too uncertain: the most probable diagnosis has {confidence:.1%}, less than {least:.1%}"
-            )
+            told = f"the most probable diagnosis has {confidence:.1%}"
+            if least == self.predictor.calibration.min_confidence:
+                yield Reason("uncertain", f"too uncertain: {told}, less than {least:.1%}")
+            elif least > 1:
+                yield Reason("uncertain", f"too uncertain: {told}, and with so few attributes none is believed")
+            else:
+                yield Reason("uncertain", f"too uncertain: {told}, and with so few attributes it takes {least:.1%}")
 
     def _warnings(self, attributes: Mapping[str, object]) -> Iterator[str]:
         yield from self.predictor.calibration.notes

@@ -30,6 +30,7 @@ from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.appearance import pixels_of
 from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
 from prima_ray.inference.calibration import Calibration
+from prima_ray.inference.scarcity import ENOUGH
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads, image_features
 from prima_ray.models.ensemble import Ensemble
@@ -164,18 +165,20 @@ class Predictor:
         return self.config.read_attributes
 
     def warnings(self, attributes: Mapping[str, object]) -> list[str]:
-        """What a person should know before believing the answer; nothing where most of what is read was given.
+        """What a person should know before believing the answer; nothing where as much is given as it learned from.
 
         A model of photos and attributes answers as surely without them as with them, whatever it learned to expect.
         """
         read, known = self.read_attributes, normalise_attributes(self.data_set, attributes)
         given = sum(name in known for name in read)
-        if not read or 2 * given >= len(read):
-            return []
-        return [
-            f"only {given} of the {len(read)} attributes that the model reads "
-            f"{'is' if given == 1 else 'are'} given: if it learned from fuller exams, its probabilities may be far off"
-        ]
+        told = f"only {given} of the {len(read)} attributes that the model reads {'is' if given == 1 else 'are'} given"
+        if self.calibration.scarcity is not None:
+            (completeness,) = self.calibration.completeness([known])
+            if completeness < ENOUGH:
+                return [f"{told}, less than it learned from: its probabilities may be far off"]
+        elif read and 2 * given < len(read):
+            return [f"{told}: if it learned from fuller exams, its probabilities may be far off"]
+        return []
 
     def text(self, attributes: Mapping[str, object]) -> str | None:
         """The text that the model reads for these attributes; None for a model of photos alone."""

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -253,7 +253,7 @@ def _calibration(subject: _Subject, whole: RowSet) -> dict[str, Any]:
             run.index.labels[whole.rows],
             whole.probabilities,
             known.undone(whole.probabilities[run.model]),
-            known.sets,
+            known.sets(whole.probabilities[run.model], known.completeness(run.index.attribute_rows(whole.rows))),
             list(run.index.patient_ids[whole.rows]),
             class_names=run.index.manifest.data_set.class_names,
             asked_coverage=known.coverage,
@@ -272,19 +272,31 @@ def _robustness(subject: _Subject, whole: RowSet) -> dict[str, Any]:
         recorded=subject.others,
         mean_color=fill_color(predictor.config.views),
     )
+    as_they_are, known = run.index.attribute_rows(whole.rows), run.calibration
     conditions = {AS_THEY_ARE: whole.probabilities[run.model]}
+    answered = {AS_THEY_ARE: known.answered(conditions[AS_THEY_ARE], known.completeness(as_they_are))}
     for item in wanted:
         _log.info("robustness: %s", item.title)
-        conditions[item.name] = predictor.predict_tables(altered(subject.tables(whole.rows), item))
+        told: list[Mapping[str, str]] = []
+        tables = _noting(altered(subject.tables(whole.rows), item), told)
+        conditions[item.name] = predictor.predict_tables(tables)
+        answered[item.name] = known.answered(conditions[item.name], known.completeness(told))
     return robustness_evidence(
         run.index.labels[whole.rows],
         conditions,
         list(run.index.patient_ids[whole.rows]),
         titles={item.name: item.title for item in wanted},
-        min_confidence=run.calibration.min_confidence,
+        answered=answered,
         num_resamples=config.num_resamples,
         seed=config.seed,
     )
+
+
+def _noting(tables: Iterator[pa.Table], told: list[Mapping[str, str]]) -> Iterator[pa.Table]:
+    """The tables, and as they go by the attributes of their exams."""
+    for table in tables:
+        told += [dict(pairs or ()) for pairs in table["attributes"].to_pylist()]
+        yield table
 
 
 def _explanations(subject: _Subject, whole: RowSet) -> dict[str, Any] | None:

@@ -101,7 +101,8 @@ def examples_of(
         probabilities: (N, C) calibrated, of them.
     """
     diagnoser, found = Diagnoser(predictor, version=""), []
-    for kind, places in _examples(predictor, index.labels[rows], probabilities, config.examples).items():
+    sure = predictor.calibration.answered(probabilities, predictor.calibration.completeness(index.attribute_rows(rows)))
+    for kind, places in _examples(sure, index.labels[rows], probabilities, config.examples).items():
         for place in places:
             exam = _exam(index, int(rows[place]), most=predictor.config.views.max_photos)
             subject = _subject(predictor, exam)
@@ -118,10 +119,9 @@ def examples_of(
 
 
 def _examples(
-    predictor: Predictor, labels: NDArray[np.int64], probabilities: Matrix, count: int
+    sure: NDArray[np.bool_], labels: NDArray[np.int64], probabilities: Matrix, count: int
 ) -> dict[Kind, NDArray[np.int64]]:
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    sure = confidence >= predictor.calibration.min_confidence
     order = np.argsort(-confidence, kind="stable")
     return {
         "right": order[(right & sure)[order]][:count],

@@ -280,6 +280,6 @@ def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str,
     )
     bundle = replace(bundle, evidence=read_evidence(corpus, bundle, parents=[align] if align else []))
     device = str(driver_context(config).device)
-    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
+    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, config.calibration, device=device)
     save_bundle(trained.plan.run.path / "model", bundle)
     return {**held_out.figures, "familiarity": familiarity}

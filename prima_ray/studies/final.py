@@ -42,6 +42,7 @@ from prima_ray.stages.answers import Seen, drawn_rows, look_at, make_reference
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.row_sets import read_predictions
 from prima_ray.stages.rundir import check_finished, finish_run, is_fresh, no_run
+from prima_ray.stages.scarce import ask_with_less, fit_scarcity
 from prima_ray.stages.training import driver_context, write_predictions
 from prima_ray.studies.answers import choose_runs, fold_data, labelled_roles
 from prima_ray.studies.cells import Cell, CellPlanner, folds_of, plan_study
@@ -151,6 +152,10 @@ class _HeldOut:
     """(N, C) calibrated on the answers to all other folds."""
     calibrations: Mapping[int, Calibration]
     """Fold -> fitted on the answers to all others."""
+    asked: Rows
+    """(N,) the same exams, fold after fold."""
+    with_less: list[dict[float, Matrix]]
+    """A fold an item, see `ask_with_less`."""
     seen: list[Seen]
     """Photos of some of the exams, as the answering model reads them."""
     strangeness: Mapping[str, Matrix]
@@ -169,7 +174,17 @@ def _write(last: Cell, runs: Mapping[int, Cell], index: ExamIndex, out: str) -> 
         calibration = fit_calibration(held_out.scores, labels, names, config.calibration)
         note = f"fitted on the answers of {len(runs)} models like this one, each of a fold that it did not learn from"
         calibration = calibration.model_copy(update={"notes": (*calibration.notes, note)})
-        bundle = _completed(load_bundle(last.folder / "model"), calibration, held_out, index, config.familiarity)
+        bundle = load_bundle(last.folder / "model")
+        calibration = fit_scarcity(
+            calibration,
+            held_out.with_less,
+            index,
+            config.calibration,
+            read=bundle.config.read_attributes,
+            learned=drawn_rows(index, held_out.rows, config.familiarity.max_exams, "scarcity"),
+            rows=held_out.asked,
+        )
+        bundle = _completed(bundle, calibration, held_out, index, config.familiarity)
         shutil.rmtree(run.path / "model", ignore_errors=True)
         save_bundle(run.path / "model", bundle)
         folds = index.folds(config.split)
@@ -206,7 +221,7 @@ def _figures(held_out: _HeldOut, labels: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _held_out(runs: Mapping[int, Cell], index: ExamIndex, config: Any) -> _HeldOut:
-    rows, folds, scores, seen = [], [], [], []
+    rows, folds, scores, seen, with_less = [], [], [], [], []
     strangeness: dict[str, list[Matrix]] = {}
     for fold, cell in runs.items():
         held = labelled_roles(index, split=config.split, fold=fold).test
@@ -217,6 +232,8 @@ def _held_out(runs: Mapping[int, Cell], index: ExamIndex, config: Any) -> _HeldO
         scores.append(np.log(np.maximum(own, _SMALLEST)))
         predictor = Predictor.load(cell.folder, device=str(driver_context(config).device))
         some = drawn_rows(index, held, max(1, config.familiarity.max_exams // len(runs)), "familiarity")
+        if predictor.read_attributes:
+            with_less.append(ask_with_less(predictor, index, held))
         photos = list(look_at(predictor, index, some))
         seen += photos
         if predictor.bundle.familiarity is not None:
@@ -230,6 +247,8 @@ def _held_out(runs: Mapping[int, Cell], index: ExamIndex, config: Any) -> _HeldO
         *ordered,
         probabilities=probabilities,
         calibrations=calibrations,
+        asked=np.concatenate(rows),
+        with_less=with_less,
         seen=seen,
         # A fold whose photos were too few to tell has none: then nobody can.
         strangeness={name: np.concatenate(values) for name, values in strangeness.items() if len(values) == len(runs)},

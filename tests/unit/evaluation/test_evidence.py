@@ -42,7 +42,7 @@ def test_what_calibration_was_worth() -> None:
         labels,
         {"ours": probabilities, "rival": np.roll(probabilities, 1, axis=0)},
         flat(probabilities),
-        lambda given: given > 0.2,
+        probabilities > 0.2,
         patients,
         class_names=NAMES,
         asked_coverage=0.9,

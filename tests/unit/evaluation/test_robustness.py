@@ -127,8 +127,9 @@ def test_what_it_costs_is_paired() -> None:
     good /= good.sum(1, keepdims=True)
     conditions = {"as_they_are": good, "same": good.copy(), "bad": np.roll(good, 1, axis=0)}
     patients = [str(number) for number in range(90)]
+    answered = {name: found.max(1) >= 0.6 for name, found in conditions.items()}
     record: dict[str, Any] = robustness_evidence(
-        labels, conditions, patients, titles={"bad": "worse photos"}, min_confidence=0.6, num_resamples=80
+        labels, conditions, patients, titles={"bad": "worse photos"}, answered=answered, num_resamples=80
     )
     first, same, bad = record["conditions"]
     assert (first["differences"], first["verdicts"]) == (None, None)

@@ -105,6 +105,30 @@ def test_probabilities_sets_and_abstention_are_those_of_the_calibration(run: Pat
     )
 
 
+@pytest.mark.parametrize(("least", "told"), [(0.9999, "it takes 100.0%"), (1.1, "none is believed")])
+def test_told_too_little_it_asks_for_more_confidence(run: Path, least: float, told: str) -> None:
+    """Exams of which as much is known as of those that it learned from are held to the usual limits."""
+    level = {"completeness": 0.0, "set_threshold": None, "min_confidence": least}
+    scarcity = {"attributes": ["age", "itch", "region"], "patterns": {"110": 40, "111": 60}, "levels": [level]}
+    recalibrate(run, set_threshold=0.0, min_confidence=0.0, num_exams=100, notes=[], scarcity=scarcity)
+    full, little = Diagnoser.load(run).diagnose(
+        [Exam((photo(),), {"age": 50, "itch": True}), Exam((photo(),), {"age": 50, "itch": "UNK"})]
+    )
+    assert isinstance(full, Diagnosis)
+    assert (full.reasons, full.warnings, full.prediction_set) == ((), (), (full.prediction,))
+    assert isinstance(little, Diagnosis)
+    assert little.abstained
+    assert [item.cause for item in little.reasons] == ["uncertain"]
+    assert little.reasons[0].text == (
+        f"too uncertain: the most probable diagnosis has {little.confidence:.1%}, and with so few attributes {told}"
+    )
+    assert len(little.prediction_set) == 3
+    assert little.warnings == (
+        "only 1 of the 3 attributes that the model reads is given, less than it learned from: its probabilities may be "
+        "far off",
+    )
+
+
 def test_a_model_of_before_there_was_a_calibration_answers_and_says_so(run: Path) -> None:
     config = json.loads((run / "model" / "config.json").read_text())
     del config["answers"]

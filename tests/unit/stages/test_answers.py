@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from prima_ray.base import PrimaError, read_json
+from prima_ray.base import PrimaError, hash_key, read_json
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.data.reader import RowReader
 from prima_ray.evaluation.reliability import nll
-from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.calibration import CalibrationConfig, fit_calibration, fit_levels
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 from prima_ray.inference.predictor import Exam, Predictor
 from prima_ray.inference.readiness import check_known_exam
 from prima_ray.inference.reference import attribute_variables
+from prima_ray.inference.scarcity import SHARES
 from prima_ray.stages.answers import corpus_of
 from tests.conftest import train_tiny
 
@@ -76,6 +77,40 @@ def test_every_probability_is_the_calibrated_one(calibrated: Path, labelled_shar
         assert figures[role]["sets"]["coverage"] == pytest.approx(held.mean())
     assert figures["val"]["after"]["nll"] <= figures["val"]["before"]["nll"]
     assert figures["val"]["sets"]["coverage"] >= 0.8
+
+
+def test_validation_exams_are_asked_with_fewer_attributes(labelled_shards: str, tmp_path: Path) -> None:
+    """A model that reads attributes has limits for exams that lack them, fitted to what the predictor says of these."""
+    asked = {"coverage": 0.5, "min_exams": 4, "answered": 0.75}
+    run = train_tiny("fuse", labelled_shards, tmp_path / "run", calibration=asked, max_steps=20)
+    index, roles = roles_of(run, labelled_shards)
+    predictor = Predictor.load(run)
+    calibration = predictor.calibration
+    assert calibration.scarcity is not None
+    assert calibration.scarcity.attributes == predictor.read_attributes
+    assert sum(calibration.scarcity.patterns.values()) == len(roles["train"])
+    reader = RowReader(labelled_shards, index.manifest, columns=("exam_id", "images", "attributes"))
+    rows, labels = reader.read(roles["val"], 0).to_pylist(), index.labels[roles["val"]]
+    found: dict[float, np.ndarray] = {}
+    for share in (*SHARES, 1.0):
+        exams = []
+        for row in rows:
+            kept = [pair for pair in row["attributes"] if hash_key(row["exam_id"], pair[0]) / 2**64 >= 1 - share]
+            exams.append(Exam(tuple(photo["bytes"] for photo in row["images"]), dict(kept)))
+        found[share] = np.log(predictor.predict(exams)) * calibration.temperature
+    whole = found.pop(1.0)
+    wanted = fit_levels(calibration, whole, found, labels, CalibrationConfig.model_validate(asked))
+    for level, other in zip(calibration.scarcity.levels, wanted, strict=True):
+        assert level.completeness == other.completeness
+        assert level.min_confidence == pytest.approx(other.min_confidence, abs=1e-4)
+        assert level.set_threshold == pytest.approx(other.set_threshold, abs=1e-4)
+    # A photo alone is held to them.
+    answer = Diagnoser(predictor, version="").diagnose_one(Exam((rows[0]["images"][0]["bytes"],), {}))
+    least = calibration.scarcity.levels[0].min_confidence
+    assert [item.cause for item in answer.reasons if item.cause == "uncertain"] == ["uncertain"] * (
+        answer.confidence < least
+    )
+    assert "less than it learned from" in answer.warnings[-1]
 
 
 def test_attributes_are_counted_on_training_rows(tiny_fuse: Path, labelled_shards: str) -> None:

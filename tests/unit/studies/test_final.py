@@ -15,11 +15,12 @@ from prima_ray.data.plan import ExamIndex
 from prima_ray.data.run_record import check_outputs, read_record
 from prima_ray.data.storage import Folder
 from prima_ray.inference.bundle import read_calibration
-from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.calibration import CalibrationConfig, fit_calibration, fit_levels
 from prima_ray.inference.predictor import Exam, Predictor
 from prima_ray.inference.readiness import check_known_exam
 from prima_ray.stages.evaluate import run_evaluate
 from prima_ray.stages.row_sets import read_predictions
+from prima_ray.stages.scarce import ask_with_less
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.final import check_final, train_final
 from prima_ray.studies.run import run_study
@@ -109,7 +110,7 @@ def test_on_an_object_store_it_is_the_same_model(study: StudyConfig, bucket: str
 
 
 def test_it_trains_as_long_as_the_models_of_single_folds_were_best_after(
-    make_study: Callable[..., StudyConfig], tmp_path: Path
+    make_study: Callable[..., StudyConfig], labelled_shards: str, tmp_path: Path
 ) -> None:
     recipes = {
         "photos": {**PHOTOS, "change": {"max_steps": None, "epochs": 4}},
@@ -120,7 +121,9 @@ def test_it_trains_as_long_as_the_models_of_single_folds_were_best_after(
     }  # fmt: skip
     ours = {"kind": "trained", "title": "both", "recipe": "both", "candidates": [{}, {"optimizer.lr": 1e-4}]}
     study = make_study(folds=None, recipes=recipes, variants={"both": ours}, ours="both")
-    final = yaml.safe_load((Path(train_final(study, str(tmp_path / "final"))) / "config.yaml").read_text())
+    made_final = Path(train_final(study, str(tmp_path / "final")))
+    final = yaml.safe_load((made_final / "config.yaml").read_text())
+    by_fold: dict[int, Path] = {}
     best: dict[str, list[int]] = {"finetune": [], "fuse": []}
     on_all_folds = {}
     for folder in (tmp_path / "given" / "cells").iterdir():
@@ -131,12 +134,33 @@ def test_it_trains_as_long_as_the_models_of_single_folds_were_best_after(
         if made["fold"] == "none":
             on_all_folds[stage] = made["epochs"]
         elif stage == "finetune" or made["optimizer"]["lr"] == final["optimizer"]["lr"]:
+            if stage == "fuse":
+                by_fold[made["fold"]] = folder
             step = json.loads((folder / "metrics.json").read_text())["best_step"]
             lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
             best[stage].append(next(line["epoch"] + 1 for line in lines if line["step"] == step))
     assert {stage: len(found) for stage, found in best.items()} == {"finetune": 4, "fuse": 4}
     assert on_all_folds == {stage: max(1, round(float(np.median(found)))) for stage, found in best.items()}
     assert final["epochs"] == on_all_folds["fuse"]
+    check_scarcity(made_final, by_fold, ExamIndex.read(labelled_shards), CalibrationConfig(**final["calibration"]))
+
+
+def check_scarcity(final: Path, by_fold: dict[int, Path], index: ExamIndex, config: CalibrationConfig) -> None:
+    """Each fold's model was asked about the exams that it never saw, with fewer of their attributes."""
+    calibration = read_calibration(final / "model")
+    assert calibration is not None
+    assert calibration.scarcity is not None
+    labelled = np.flatnonzero(index.labels >= 0)
+    found: dict[float, np.ndarray] = {}
+    for fold, run in by_fold.items():
+        mine = np.flatnonzero(index.folds("patient")[labelled] == fold)
+        for share, logits in ask_with_less(Predictor.load(run), index, labelled[mine]).items():
+            found.setdefault(share, np.full((len(labelled), 3), np.nan))[mine] = logits
+    wanted = fit_levels(calibration, found.pop(1.0), found, index.labels[labelled], config)
+    for level, other in zip(calibration.scarcity.levels, wanted, strict=True):
+        assert level.min_confidence == pytest.approx(other.min_confidence, abs=1e-6)
+        assert level.set_threshold == pytest.approx(other.set_threshold, abs=1e-6)
+    assert sum(calibration.scarcity.patterns.values()) == len(labelled)
 
 
 def test_what_cannot_be_is_told_before_anything_is_trained(
