@@ -51,9 +51,18 @@ class Subject:
     target: int
 
     def odds(self, logits: Values) -> Values:
-        """(N, C) logits -> calibrated log-odds (N,) of the class."""
-        found: Values = log_odds(logits / self.predictor.calibration.temperature)[:, self.target]
+        """(N, C) logits -> calibrated log-odds (N,) of the class, whatever was left out, on the scale of the whole
+        exam."""
+        found: Values = log_odds(self.predictor.calibration.scaled(logits, self._scale(logits)))[:, self.target]
         return found
+
+    def probability(self, logits: Values) -> Values:
+        """(N, C) logits -> the same of its probability, (N,)."""
+        found: Values = self.predictor.calibration.probabilities(logits, self._scale(logits))[:, self.target]
+        return found
+
+    def _scale(self, logits: Values) -> Values:
+        return self.predictor.calibration.completeness([self.attributes]).repeat(len(logits))
 
     @property
     def photos(self) -> Tensor:
@@ -211,5 +220,5 @@ def _delete(
             gone[number, step:, place] = True
     # All orders begin and end alike.
     asked, place = np.unique(gone.reshape(-1, count), axis=0, return_inverse=True)
-    found = subject.predictor.calibration.probabilities(score(asked))[:, subject.target]
+    found = subject.probability(score(asked))
     return found[place.reshape(-1)].reshape(len(orders), count + 1)

@@ -21,7 +21,7 @@ see `coverage_by_class` there.
 
 **Confidence** is the largest probability; below `threshold` the answer abstains.
 
-Both limits are others where less is known of an exam than of those that the model learned from, see `scarcity`.
+All three are others where less is known of an exam than of those that the model learned from, see `scarcity`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Calibration(StrictConfig):
     notes: tuple[str, ...] = ()
     """What could not be fitted, and why."""
     scarcity: Scarcity | None = None
-    """Limits where little is known of an exam; null: the same as everywhere."""
+    """Where little is known of an exam; null: the same as everywhere."""
 
     @classmethod
     def none(cls, *, coverage: float = 0.9, notes: Sequence[str] = ()) -> Self:
@@ -82,14 +82,30 @@ class Calibration(StrictConfig):
             temperature=1.0, coverage=coverage, set_threshold=None, min_confidence=0.0, num_exams=0, notes=tuple(notes)
         )
 
-    def probabilities(self, logits: NDArray[np.floating]) -> Matrix:
-        """Calibrated probabilities (N, C), float64, of logits or log-probabilities (N, C)."""
-        return _softmax(np.asarray(logits, dtype=np.float64) / self.temperature)
+    def figures(self) -> dict[str, Any]:
+        """For metrics.json: all but what is known of which exams."""
+        return self.model_dump(mode="json", exclude={"scarcity": {"attributes", "patterns"}})
 
-    def undone(self, probabilities: Matrix) -> Matrix:
+    def probabilities(self, logits: NDArray[np.floating], completeness: Values | None = None) -> Matrix:
+        """Calibrated probabilities (N, C), float64.
+
+        Args:
+            logits: (N, C), or log-probabilities.
+            completeness: (N,); None: all are complete.
+        """
+        return _softmax(self.scaled(logits, completeness))
+
+    def scaled(self, logits: NDArray[np.floating], completeness: Values | None = None) -> Matrix:
+        """(N, C) log-probabilities but for a number an exam: the logits through their temperature; see
+        `probabilities`."""
+        found: Matrix = np.asarray(logits, dtype=np.float64) / self._temperatures(len(logits), completeness)
+        return found
+
+    def undone(self, probabilities: Matrix, completeness: Values | None = None) -> Matrix:
         """The model's own probabilities (N, C) of calibrated ones, softmax(z / T): p^T, normalised."""
+        temperatures = self._temperatures(len(probabilities), completeness)
         with np.errstate(divide="ignore"):
-            return _softmax(self.temperature * np.log(np.asarray(probabilities, dtype=np.float64)))
+            return _softmax(temperatures * np.log(np.asarray(probabilities, dtype=np.float64)))
 
     def completeness(self, exams: Iterable[Collection[str]]) -> Values:
         """(N,) of exams, each the names of the attributes that are known; 1 where the model does not tell."""
@@ -97,20 +113,16 @@ class Calibration(StrictConfig):
         return np.array([scarcity.completeness(known) if scarcity else 1.0 for known in exams], dtype=np.float64)
 
     def sets(self, probabilities: Matrix, completeness: Values | None = None) -> NDArray[np.bool_]:
-        """(N, C): the classes of each exam's prediction set.
-
-        Args:
-            completeness: (N,); None: all are complete.
-        """
-        levels = self._levels(probabilities, completeness)
+        """(N, C): the classes of each exam's prediction set; see `probabilities`."""
+        levels = self._levels(len(probabilities), completeness)
         limits = [math.inf if level.set_threshold is None else level.set_threshold for level in levels]
         found: NDArray[np.bool_] = 1.0 - probabilities <= np.array(limits, dtype=np.float64)[:, None]
         found[np.arange(len(found)), probabilities.argmax(axis=1)] = True
         return found
 
     def answered(self, probabilities: Matrix, completeness: Values | None = None) -> NDArray[np.bool_]:
-        """(N,) whether an answer is not too uncertain; see `sets`."""
-        least = [level.min_confidence for level in self._levels(probabilities, completeness)]
+        """(N,) whether an answer is not too uncertain; see `probabilities`."""
+        least = [level.min_confidence for level in self._levels(len(probabilities), completeness)]
         found: NDArray[np.bool_] = probabilities.max(axis=1, initial=0.0) >= np.array(least, dtype=np.float64)
         return found
 
@@ -118,9 +130,14 @@ class Calibration(StrictConfig):
         """Below it an answer abstains."""
         return self._level(completeness).min_confidence
 
-    def _levels(self, probabilities: Matrix, completeness: Values | None) -> list[Calibration | Level]:
+    def _temperatures(self, count: int, completeness: Values | None) -> Matrix:
+        """(N, 1)"""
+        levels = self._levels(count, completeness)
+        return np.array([level.temperature for level in levels], dtype=np.float64).reshape(count, 1)
+
+    def _levels(self, count: int, completeness: Values | None) -> list[Calibration | Level]:
         if completeness is None:
-            return [self] * len(probabilities)
+            return [self] * count
         return [self._level(value) for value in completeness.tolist()]
 
     def _level(self, completeness: float) -> Calibration | Level:
@@ -179,8 +196,8 @@ def fit_levels(
     labels: Labels,
     config: CalibrationConfig,
 ) -> list[Level]:
-    """Limits for exams of which less is known: sets of the same coverage, and the least confidence at which no more of
-    what is answered is wrong than where everything is known.
+    """For exams of which less is known: a temperature, sets of the same coverage, and the least confidence at which no
+    more of what is answered is wrong than where everything is known.
 
     Args:
         calibration: fitted on these exams.
@@ -189,7 +206,7 @@ def fit_levels(
         labels: (N,) class indices.
 
     Returns:
-        a level a share, the least first, none more lenient than the ones above it.
+        a level a share, the least first, none surer or more lenient than the ones above it.
     """
     probabilities = calibration.probabilities(logits)
     kept = calibration.answered(probabilities)
@@ -199,7 +216,10 @@ def fit_levels(
     levels: list[Level] = []
     above: Calibration | Level = calibration
     for share in sorted(scarce, reverse=True):
-        found = calibration.probabilities(scarce[share])
+        temperature = above.temperature
+        if config.temperature:
+            temperature = max(temperature, fit_temperature(scarce[share], labels)[0])
+        found = _softmax(scarce[share] / temperature)
         threshold = conformal_threshold(1.0 - found[np.arange(len(labels)), labels], calibration.coverage)
         if threshold is not None and above.set_threshold is not None:
             threshold = max(threshold, above.set_threshold)
@@ -208,7 +228,7 @@ def fit_levels(
         confidence = above.min_confidence
         if config.max_error is not None or config.answered < 1.0:
             confidence = max(confidence, confidence_threshold(found, labels, bearable)[0])
-        above = Level(completeness=share, set_threshold=threshold, min_confidence=confidence)
+        above = Level(completeness=share, temperature=temperature, set_threshold=threshold, min_confidence=confidence)
         levels.insert(0, above)
     return levels
 
@@ -285,24 +305,27 @@ def confidence_threshold(probabilities: Matrix, labels: Labels, config: Calibrat
     return (0.0 if best == ordered[-1] else best), None
 
 
-def calibration_figures(calibration: Calibration, scores: Matrix, labels: Labels) -> dict[str, Any]:
+def calibration_figures(
+    calibration: Calibration, scores: Matrix, labels: Labels, completeness: Values | None = None
+) -> dict[str, Any]:
     """What calibration was worth on some exams.
 
     Args:
         scores: (N, C) logits or log-probabilities, as the model gives them.
         labels: (N,) class indices, none negative.
+        completeness: (N,) of these exams; None: all are complete.
 
     Returns:
         `before` and `after`: NLL, ECE and Brier score; `sets`: see `set_figures`; `answered`: the share that is not too
         uncertain, and the accuracy there and over all.
     """
-    probabilities = calibration.probabilities(scores)
+    probabilities = calibration.probabilities(scores, completeness)
     right = probabilities.argmax(axis=1) == labels
-    kept = probabilities.max(axis=1) >= calibration.min_confidence
+    kept = calibration.answered(probabilities, completeness)
     return {
         "before": reliability(labels, _softmax(np.asarray(scores, dtype=np.float64))),
         "after": reliability(labels, probabilities),
-        "sets": set_figures(labels, calibration.sets(probabilities)),
+        "sets": set_figures(labels, calibration.sets(probabilities, completeness)),
         "answered": {
             "share": float(kept.mean()),
             "accuracy": float(right[kept].mean()) if kept.any() else float("nan"),

@@ -3,6 +3,7 @@
 Of A attributes that is A more texts and A more passes of the fusion model; photos are not read again. It is no Shapley
 value: where two attributes say the same, leaving out either changes little, and the changes need not sum to that of
 leaving out all. An attribute that is left out counts as missing, which the model may itself hold to mean something.
+Both answers go through the temperature of the whole exam: a change is the model's, and not one of calibration.
 """
 
 from __future__ import annotations
@@ -62,10 +63,14 @@ def leave_one_out(
     found = np.concatenate(
         [ask(predictor, encoded, variants[start : start + _BATCH]) for start in range(0, len(variants), _BATCH)]
     )
-    probabilities = predictor.calibration.probabilities(found)
-    odds = log_odds(found / predictor.calibration.temperature)
-    whole = predictor.calibration.probabilities(logits)
-    whole_odds = log_odds(logits / predictor.calibration.temperature)
+    # A change is measured on the scale of the whole answer; what is left of it without attributes on its own.
+    scale = predictor.calibration.completeness(attributes)
+    scales = scale[[exam for exam, _ in variants]]
+    probabilities = predictor.calibration.probabilities(found, scales)
+    odds = log_odds(predictor.calibration.scaled(found, scales))
+    whole = predictor.calibration.probabilities(logits, scale)
+    whole_odds = log_odds(predictor.calibration.scaled(logits, scale))
+    nothing = predictor.calibration.completeness([()] * len(attributes))
     answers, place = [], 0
     for exam, values in enumerate(attributes):
         top = int(whole[exam].argmax())
@@ -78,7 +83,8 @@ def leave_one_out(
             )
             for number, (name, value) in enumerate(values.items(), start=1)
         ]
-        bare = dict(zip(predictor.data_set.class_names, probabilities[place].tolist(), strict=True))
+        (alone,) = predictor.calibration.probabilities(found[[place]], nothing[[exam]])
+        bare = dict(zip(predictor.data_set.class_names, alone.tolist(), strict=True))
         answers.append(Contributions(tuple(sorted(items, key=lambda item: -abs(item.log_odds))), bare))
         place += 1 + len(values)
     return answers

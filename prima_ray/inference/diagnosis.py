@@ -223,9 +223,9 @@ class Diagnoser:
             encoded = predictor.encode(batch)
         with clock.timing("fuse"):
             logits = predictor.logits(encoded)
-        probabilities = predictor.calibration.probabilities(logits)
         attributes = [normalise_attributes(predictor.data_set, exam.attributes) for exam in exams]
         completeness = predictor.calibration.completeness(attributes)
+        probabilities = predictor.calibration.probabilities(logits, completeness)
         sets = predictor.calibration.sets(probabilities, completeness)
         with clock.timing("check"):
             photos = [

@@ -25,7 +25,7 @@ from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.fetched import local_copy
 from prima_ray.data.images import ImageRejected, decode_image
-from prima_ray.data.metadata import describe
+from prima_ray.data.metadata import describe, expand_names
 from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.appearance import pixels_of
 from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
@@ -175,7 +175,7 @@ class Predictor:
         if self.calibration.scarcity is not None:
             (completeness,) = self.calibration.completeness([known])
             if completeness < ENOUGH:
-                return [f"{told}, less than it learned from: its probabilities may be far off"]
+                return [f"{told}, less than of the exams that it learned from"]
         elif read and 2 * given < len(read):
             return [f"{told}: if it learned from fuller exams, its probabilities may be far off"]
         return []
@@ -227,7 +227,12 @@ class Predictor:
 
     def predict_tables(self, tables: Iterable[pa.Table], *, masked: Collection[str] = ()) -> NDArray[np.float64]:
         """The same for tables with the columns of the shard schema, a batch a table."""
-        found = [self.predict_batch(self.collate(table, masked)) for table in tables]
+        hidden = set(expand_names(masked, self.data_set, what="masked"))
+        found = []
+        for table in tables:
+            logits = self.logits(self.encode(self.collate(table, masked)))
+            known = [{name for name, _ in pairs or ()} - hidden for pairs in table["attributes"].to_pylist()]
+            found.append(self.calibration.probabilities(logits, self.calibration.completeness(known)))
         if not found:
             return np.zeros((0, len(self.data_set.classes)))
         return np.concatenate(found)
@@ -252,10 +257,6 @@ class Predictor:
             text = collate.text.model_copy(update={"masked": (*collate.text.masked, *sorted(masked))})
             collate = replace(collate, text=text)
         return collate(table)
-
-    def predict_batch(self, batch: ImageTextBatch) -> NDArray[np.float64]:
-        """Calibrated probabilities (N, C) of a collated batch."""
-        return self.calibration.probabilities(self.logits(self.encode(batch)))
 
     @torch.inference_mode()
     def encode(self, batch: ImageTextBatch) -> ImageTextBatch:

@@ -1,8 +1,8 @@
-"""How much of what is usually known of an exam is known of this one; where that is little, other limits apply.
+"""How much of what is usually known of an exam is known of this one; where that is little, it is calibrated otherwise.
 
 A model that learned from photos and attributes answers as surely without the attributes as with them. So its validation
-exams are asked anew with a share of their attributes, and limits of prediction sets and of confidence are fitted to
-these answers. Which of them an exam is held to depends on its completeness.
+exams are asked anew with a share of their attributes, and a temperature and limits of prediction sets and of confidence
+are fitted to these answers. Which of them an exam takes depends on its completeness.
 
 **Completeness.** Let S_i be the attributes that are known of training exam i, and G those that are given, of what the
 model reads. The completeness is the largest c such that |G & S_i| >= c |S_i| for one in a hundred of the training
@@ -33,10 +33,11 @@ Values = NDArray[np.float64]
 
 
 class Level(StrictConfig):
-    """Limits of exams from this completeness on, up to the next level's."""
+    """The calibration of exams from this completeness on, up to the next level's."""
 
     completeness: float = Field(ge=0.0, lt=1.0)
     """The share of their attributes with which the validation exams were asked."""
+    temperature: float = Field(gt=0.0)
     set_threshold: float | None
     """The largest 1 - p that is in a prediction set; null: every class is."""
     min_confidence: float
@@ -44,7 +45,7 @@ class Level(StrictConfig):
 
 
 class Scarcity(StrictConfig):
-    """What is usually known, and limits where less is."""
+    """What is usually known, and the calibration where less is."""
 
     attributes: tuple[str, ...]
     """What the model reads."""
@@ -79,7 +80,7 @@ class Scarcity(StrictConfig):
         return float(shares[order[int(enough.argmax())]])
 
     def level(self, completeness: float) -> Level | None:
-        """The limits of such exams; None where the usual ones apply."""
+        """Of such exams; None where the usual calibration is theirs."""
         if completeness >= ENOUGH:
             return None
         below = [level for level in self.levels if level.completeness <= completeness]

@@ -22,7 +22,6 @@ from prima_ray.data.reader import RowReader, Rows
 from prima_ray.data.run_record import read_record
 from prima_ray.inference.appearance import measure
 from prima_ray.inference.bundle import Bundle
-from prima_ray.inference.calibration import Calibration, CalibrationConfig
 from prima_ray.inference.evidence import Evidence, gather_evidence
 from prima_ray.inference.familiarity import Familiarity, FamiliarityConfig, fit_familiarity
 from prima_ray.inference.predictor import Predictor
@@ -37,7 +36,6 @@ from prima_ray.inference.reference import (
 from prima_ray.knowledge.corpus import read_corpus
 from prima_ray.knowledge.vetting import read_log, resolve
 from prima_ray.stages.rundir import is_unvetted
-from prima_ray.stages.scarce import ask_with_less, fit_scarcity
 from prima_ray.stages.training import HeldOut, Trained
 
 _log = logging.getLogger(__name__)
@@ -58,15 +56,9 @@ class Seen:
 
 
 def complete(
-    bundle: Bundle,
-    trained: Trained,
-    held_out: HeldOut,
-    config: FamiliarityConfig,
-    calibration: CalibrationConfig,
-    *,
-    device: str,
+    bundle: Bundle, trained: Trained, held_out: HeldOut, config: FamiliarityConfig, *, device: str
 ) -> tuple[Bundle, dict[str, Any]]:
-    """Add to a run's model what is usual, limits for exams of which less is known, and its known exam.
+    """Add to a run's model what is usual, and its known exam.
 
     Args:
         held_out: what was predicted of the validation and test folds.
@@ -103,29 +95,12 @@ def complete(
         _log.warning("warning: %s", note)
     bundle = replace(
         bundle,
-        calibration=_with_scarcity(predictor, trained, config.max_exams, calibration),
         familiarity=familiarity,
         reference=_reference(trained, held_out, familiarity, val),
         known_exam=make_known_exam(predictor),
     )
     figures = {name: _figures(familiarity, seen[name]) for name in ("val", "test") if seen[name]}
     return bundle, {"limits": familiarity.record.limits, **figures}
-
-
-def _with_scarcity(predictor: Predictor, trained: Trained, most: int, config: CalibrationConfig) -> Calibration | None:
-    known, index, roles = predictor.bundle.calibration, trained.plan.index, trained.plan.roles
-    read = predictor.read_attributes
-    if known is None or not read or not len(roles.val):
-        return known
-    return fit_scarcity(
-        known,
-        [ask_with_less(predictor, index, roles.val)],
-        index,
-        config,
-        read=read,
-        learned=drawn_rows(index, roles.train, most, "scarcity"),
-        rows=roles.val,
-    )
 
 
 def drawn_rows(index: ExamIndex, rows: Rows, most: int, *key: object) -> Rows:

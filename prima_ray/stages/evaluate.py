@@ -246,14 +246,15 @@ def _validation(subject: _Subject) -> tuple[Any, Any] | None:
 
 def _calibration(subject: _Subject, whole: RowSet) -> dict[str, Any]:
     run, config, known = subject.run, subject.config, subject.run.calibration
+    completeness = known.completeness(run.index.attribute_rows(whole.rows))
     return {
         "temperature": known.temperature,
         "notes": list(known.notes),
         **calibration_evidence(
             run.index.labels[whole.rows],
             whole.probabilities,
-            known.undone(whole.probabilities[run.model]),
-            known.sets(whole.probabilities[run.model], known.completeness(run.index.attribute_rows(whole.rows))),
+            known.undone(whole.probabilities[run.model], completeness),
+            known.sets(whole.probabilities[run.model], completeness),
             list(run.index.patient_ids[whole.rows]),
             class_names=run.index.manifest.data_set.class_names,
             asked_coverage=known.coverage,

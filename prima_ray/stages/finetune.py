@@ -122,6 +122,6 @@ def _save(config: FinetuneConfig, trained: Trained) -> dict[str, Any]:
         calibration=held_out.calibration,
     )
     device = str(driver_context(config).device)
-    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, config.calibration, device=device)
+    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
     save_bundle(trained.plan.run.path / "model", bundle)
     return {**held_out.figures, "familiarity": familiarity}

@@ -20,15 +20,17 @@ from prima_ray.data.schema import read_manifest
 from prima_ray.data.views import ViewConfig
 from prima_ray.evaluation.baselines import mask_blocks
 from prima_ray.inference.bundle import Bundle, component_folder, read_bundle_config, save_bundle
-from prima_ray.inference.calibration import CalibrationConfig, fit_calibration
+from prima_ray.inference.calibration import Calibration, CalibrationConfig, Labels, Matrix, fit_calibration
 from prima_ray.inference.familiarity import FamiliarityConfig
+from prima_ray.inference.predictor import Predictor
 from prima_ray.models.experts import AttributeExpert, ExpertsConfig, Pool
 from prima_ray.models.fusion import FusionConfig
 from prima_ray.models.image_tower import ImageTowerConfig
 from prima_ray.models.store import load_component
 from prima_ray.models.text_tower import TextTowerConfig
-from prima_ray.stages.answers import complete, corpus_of, read_evidence
+from prima_ray.stages.answers import complete, corpus_of, drawn_rows, read_evidence
 from prima_ray.stages.priors import inherited_description
+from prima_ray.stages.scarce import ask_with_less, with_scarcity
 from prima_ray.stages.training import (
     Plan,
     Trained,
@@ -249,10 +251,7 @@ def _attribute_expert(
 
 
 def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str, Any]:
-    align, names = config.inputs.align, trained.plan.index.manifest.data_set.class_names
-    held_out = predict_held_out(
-        trained, config, lambda scores, labels: fit_calibration(scores, labels, names, config.calibration)
-    )
+    align = config.inputs.align
     data_set = inherited_description(trained.plan.index.manifest.data_set, align)
     towers = tower_sources(config).build()
     model = trained.model
@@ -276,10 +275,25 @@ def _save(config: FuseConfig, trained: Trained, corpus: str | None) -> dict[str,
         experts=config.experts,
         vector=_vector(config, trained.plan, data_set),
         tuned_after_alignment=heads is not None and config.inputs.finetune is not None,
-        calibration=held_out.calibration,
     )
-    bundle = replace(bundle, evidence=read_evidence(corpus, bundle, parents=[align] if align else []))
-    device = str(driver_context(config).device)
-    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, config.calibration, device=device)
-    save_bundle(trained.plan.run.path / "model", bundle)
+    device, folder = str(driver_context(config).device), trained.plan.run.path / "model"
+    predictor = Predictor.of(bundle, device=device, run=trained.plan.run.path, folder=folder)
+
+    def calibrate(scores: Matrix, labels: Labels) -> Calibration:
+        fitted = fit_calibration(scores, labels, data_set.class_names, config.calibration)
+        index, roles = trained.plan.index, trained.plan.roles
+        learned = drawn_rows(index, roles.train, config.familiarity.max_exams, "scarcity")
+        asked = ask_with_less(predictor, index, roles.val)
+        return with_scarcity(
+            fitted, asked, index, roles.val, config.calibration, read=predictor.read_attributes, learned=learned
+        )
+
+    held_out = predict_held_out(trained, config, calibrate)
+    bundle = replace(
+        bundle,
+        calibration=held_out.calibration,
+        evidence=read_evidence(corpus, bundle, parents=[align] if align else []),
+    )
+    bundle, familiarity = complete(bundle, trained, held_out, config.familiarity, device=device)
+    save_bundle(folder, bundle)
     return {**held_out.figures, "familiarity": familiarity}

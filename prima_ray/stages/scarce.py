@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,11 +17,14 @@ from prima_ray.stages.row_sets import shard_tables
 
 
 def ask_with_less(predictor: Predictor, index: ExamIndex, rows: Rows) -> dict[float, Matrix]:
-    """Logits (N, C) of some exams as they are (key 1) and with each share of their attributes.
+    """Logits (N, C) of some exams as they are (key 1) and with each share of their attributes; empty where the model
+    reads none.
 
     Photos pass the tower once. What a share leaves out, a smaller one does too.
     """
     read = predictor.read_attributes
+    if not read:
+        return {}
     found: dict[float, list[Matrix]] = {share: [] for share in (*SHARES, 1.0)}
     for table in shard_tables(index, rows):
         encoded = predictor.encode(predictor.collate(table))
@@ -36,27 +39,26 @@ def ask_with_less(predictor: Predictor, index: ExamIndex, rows: Rows) -> dict[fl
     return {share: np.concatenate([np.zeros((0, num_classes)), *logits]) for share, logits in found.items()}
 
 
-def fit_scarcity(
+def with_scarcity(
     calibration: Calibration,
-    asked: Sequence[dict[float, Matrix]],
+    asked: Mapping[float, Matrix],
     index: ExamIndex,
+    rows: Rows,
     config: CalibrationConfig,
     *,
-    read: Sequence[str],
+    read: tuple[str, ...],
     learned: Rows,
-    rows: Rows,
 ) -> Calibration:
-    """With limits for exams of which less is known, of `ask_with_less`; as it is where there are too few exams.
+    """Add what is fitted to exams of which less is known; nothing where there are too few.
 
     Args:
-        asked: of one model or several, together the exams ``rows``.
-        read: the attributes that the model reads; none: as it is.
-        learned: the exams that the model learned from.
+        asked: of `ask_with_less`, about the exams ``rows``.
+        read: the attributes that the model reads.
+        learned: exams that it learned from.
     """
-    if not read or len(rows) < config.min_exams:
+    if not asked or len(rows) < config.min_exams:
         return calibration
-    logits = {share: np.concatenate([found[share] for found in asked]) for share in asked[0]}
-    whole = logits.pop(1.0)
-    levels = fit_levels(calibration, whole, logits, index.labels[rows], config)
+    scarce = {share: logits for share, logits in asked.items() if share < 1}
+    levels = fit_levels(calibration, asked[1.0], scarce, index.labels[rows], config)
     scarcity = Scarcity.learn(read, index.attribute_rows(learned), levels)
     return calibration.model_copy(update={"scarcity": scarcity})

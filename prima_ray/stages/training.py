@@ -322,7 +322,8 @@ def predict_held_out(trained: Trained, config: TrainingConfig, calibrate: Calibr
         )
     labels, validates = index.labels[rows], np.isin(rows, roles.val)
     calibration = calibrate(scores[validates], labels[validates]) if calibrate else Calibration.none()
-    probabilities = calibration.probabilities(scores)
+    completeness = calibration.completeness(index.attribute_rows(rows))
+    probabilities = calibration.probabilities(scores, completeness)
     write_predictions(
         trained.plan.run.path / "predictions.parquet",
         index,
@@ -336,11 +337,11 @@ def predict_held_out(trained: Trained, config: TrainingConfig, calibrate: Calibr
         if len(mine):
             chosen = np.isin(rows, mine)
             figures[role] = trained.task.metrics({key: value[torch.from_numpy(chosen)] for key, value in whole.items()})
-            reliable[role] = calibration_figures(calibration, scores[chosen], labels[chosen])
+            reliable[role] = calibration_figures(calibration, scores[chosen], labels[chosen], completeness[chosen])
     if calibrate:
         for note in calibration.notes:
             _log.warning("warning: %s", note)
-        figures["calibration"] = {**calibration.model_dump(mode="json"), **reliable}
+        figures["calibration"] = {**calibration.figures(), **reliable}
     return HeldOut(rows=rows, probabilities=probabilities, calibration=calibration, figures=figures)
 
 

@@ -42,7 +42,7 @@ from prima_ray.stages.answers import Seen, drawn_rows, look_at, make_reference
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.row_sets import read_predictions
 from prima_ray.stages.rundir import check_finished, finish_run, is_fresh, no_run
-from prima_ray.stages.scarce import ask_with_less, fit_scarcity
+from prima_ray.stages.scarce import ask_with_less, with_scarcity
 from prima_ray.stages.training import driver_context, write_predictions
 from prima_ray.studies.answers import choose_runs, fold_data, labelled_roles
 from prima_ray.studies.cells import Cell, CellPlanner, folds_of, plan_study
@@ -139,7 +139,7 @@ def _best_epoch(cell: Cell) -> int:
 
 
 @dataclass(frozen=True)
-class _HeldOut:
+class _Answers:
     """What models of single folds said of the exams that they never saw."""
 
     rows: Rows
@@ -148,18 +148,41 @@ class _HeldOut:
     """(N,) whose model answered."""
     scores: Matrix
     """(N, C) log-probabilities before any calibration."""
+    read: tuple[str, ...]
+    """The attributes that these models read."""
+    with_less: Mapping[float, Matrix]
+    """See `ask_with_less`."""
+
+    def of(self, chosen: NDArray[np.bool_]) -> _Answers:
+        """Those about some of the exams."""
+        with_less = {share: logits[chosen] for share, logits in self.with_less.items()}
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            fold=self.fold[chosen],
+            scores=self.scores[chosen],
+            with_less=with_less,
+        )
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """These answers, and what comes of them."""
+
+    answers: _Answers
     probabilities: Matrix
     """(N, C) calibrated on the answers to all other folds."""
     calibrations: Mapping[int, Calibration]
     """Fold -> fitted on the answers to all others."""
-    asked: Rows
-    """(N,) the same exams, fold after fold."""
-    with_less: list[dict[float, Matrix]]
-    """A fold an item, see `ask_with_less`."""
     seen: list[Seen]
     """Photos of some of the exams, as the answering model reads them."""
     strangeness: Mapping[str, Matrix]
     """Space -> (M,) how far an exam's strangest photo is from the answering model's training photos."""
+
+    @property
+    def rows(self) -> Rows:
+        """(N,) every labelled exam, once."""
+        return self.answers.rows
 
 
 def _write(last: Cell, runs: Mapping[int, Cell], index: ExamIndex, out: str) -> Path | str:
@@ -170,33 +193,23 @@ def _write(last: Cell, runs: Mapping[int, Cell], index: ExamIndex, out: str) -> 
             _log.info("%s: already finished, nothing to do", run.address)
             return run.address
         held_out = _held_out(runs, index, config)
-        labels, names = index.labels[held_out.rows], index.manifest.data_set.class_names
-        calibration = fit_calibration(held_out.scores, labels, names, config.calibration)
+        labels = index.labels[held_out.rows]
+        calibration = _calibrated(held_out.answers, index, config)
         note = f"fitted on the answers of {len(runs)} models like this one, each of a fold that it did not learn from"
         calibration = calibration.model_copy(update={"notes": (*calibration.notes, note)})
-        bundle = load_bundle(last.folder / "model")
-        calibration = fit_scarcity(
-            calibration,
-            held_out.with_less,
-            index,
-            config.calibration,
-            read=bundle.config.read_attributes,
-            learned=drawn_rows(index, held_out.rows, config.familiarity.max_exams, "scarcity"),
-            rows=held_out.asked,
-        )
-        bundle = _completed(bundle, calibration, held_out, index, config.familiarity)
+        bundle = _completed(load_bundle(last.folder / "model"), calibration, held_out, index, config.familiarity)
         shutil.rmtree(run.path / "model", ignore_errors=True)
         save_bundle(run.path / "model", bundle)
         folds = index.folds(config.split)
         write_predictions(
             run.path / "predictions.parquet", index, held_out.rows, folds, torch.from_numpy(held_out.probabilities)
         )
-        figures = _figures(held_out, labels)
+        figures = _figures(held_out, index, labels)
         write_json(
             run.path / "metrics.json",
             {
                 "stage": last.stage,
-                "calibration": calibration.model_dump(mode="json"),
+                "calibration": calibration.figures(),
                 "cross_fitted": {"num_folds": len(runs), "num_exams": len(labels), **figures},
             },
         )
@@ -209,31 +222,36 @@ def _write(last: Cell, runs: Mapping[int, Cell], index: ExamIndex, out: str) -> 
         return run.address
 
 
-def _figures(held_out: _HeldOut, labels: NDArray[np.int64]) -> dict[str, Any]:
+def _figures(held_out: _HeldOut, index: ExamIndex, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Of every fold's model on its own test fold, calibrated on the others: mean and SD, and each."""
     plain, belief = [], {}
     for fold, calibration in held_out.calibrations.items():
-        mine = held_out.fold == fold
+        mine = held_out.answers.fold == fold
         plain.append(headline(labels[mine], held_out.probabilities[mine]))
-        belief[str(fold)] = calibration_figures(calibration, held_out.scores[mine], labels[mine])
+        completeness = calibration.completeness(index.attribute_rows(held_out.rows[mine]))
+        belief[str(fold)] = calibration_figures(calibration, held_out.answers.scores[mine], labels[mine], completeness)
     means = {name: dict(zip(("mean", "sd"), mean_sd([item[name] for item in plain]), strict=True)) for name in plain[0]}
     return {"headline": means, "calibration_by_fold": belief}
 
 
 def _held_out(runs: Mapping[int, Cell], index: ExamIndex, config: Any) -> _HeldOut:
-    rows, folds, scores, seen, with_less = [], [], [], [], []
+    rows, folds, scores, seen = [], [], [], []
+    with_less: dict[float, list[Matrix]] = {}
+    read: tuple[str, ...] = ()
     strangeness: dict[str, list[Matrix]] = {}
     for fold, cell in runs.items():
         held = labelled_roles(index, split=config.split, fold=fold).test
         known = read_calibration(cell.folder / "model") or Calibration.none()
-        own = known.undone(read_predictions(cell.folder, index, held))
+        completeness = known.completeness(index.attribute_rows(held))
+        own = known.undone(read_predictions(cell.folder, index, held), completeness)
         rows.append(held)
         folds.append(np.full(len(held), fold))
         scores.append(np.log(np.maximum(own, _SMALLEST)))
         predictor = Predictor.load(cell.folder, device=str(driver_context(config).device))
         some = drawn_rows(index, held, max(1, config.familiarity.max_exams // len(runs)), "familiarity")
-        if predictor.read_attributes:
-            with_less.append(ask_with_less(predictor, index, held))
+        read = predictor.read_attributes
+        for share, logits in ask_with_less(predictor, index, held).items():
+            with_less.setdefault(share, []).append(logits)
         photos = list(look_at(predictor, index, some))
         seen += photos
         if predictor.bundle.familiarity is not None:
@@ -241,31 +259,47 @@ def _held_out(runs: Mapping[int, Cell], index: ExamIndex, config: Any) -> _HeldO
             for name, values in strangest(predictor.bundle.familiarity, mine).items():
                 strangeness.setdefault(name, []).append(values)
     order = np.argsort(np.concatenate(rows), kind="stable")
-    ordered = (np.concatenate(rows)[order], np.concatenate(folds)[order], np.concatenate(scores)[order])
-    calibrations, probabilities = _crossed(*ordered, index, config.calibration)
+    answers = _Answers(
+        rows=np.concatenate(rows)[order],
+        fold=np.concatenate(folds)[order],
+        scores=np.concatenate(scores)[order],
+        read=read,
+        with_less={share: np.concatenate(logits)[order] for share, logits in with_less.items()},
+    )
+    calibrations, probabilities = _crossed(answers, index, config)
     return _HeldOut(
-        *ordered,
+        answers,
         probabilities=probabilities,
         calibrations=calibrations,
-        asked=np.concatenate(rows),
-        with_less=with_less,
         seen=seen,
         # A fold whose photos were too few to tell has none: then nobody can.
         strangeness={name: np.concatenate(values) for name, values in strangeness.items() if len(values) == len(runs)},
     )
 
 
-def _crossed(
-    rows: Rows, fold: NDArray[np.int64], scores: Matrix, index: ExamIndex, config: CalibrationConfig
-) -> tuple[dict[int, Calibration], Matrix]:
+def _crossed(answers: _Answers, index: ExamIndex, config: Any) -> tuple[dict[int, Calibration], Matrix]:
     """Each fold calibrated on the answers to the others."""
-    labels, names = index.labels[rows], index.manifest.data_set.class_names
-    found, probabilities = {}, np.zeros_like(scores)
-    for number in np.unique(fold).tolist():
-        mine = fold == number
-        found[number] = fit_calibration(scores[~mine], labels[~mine], names, config)
-        probabilities[mine] = found[number].probabilities(scores[mine])
+    found, probabilities = {}, np.zeros_like(answers.scores)
+    for number in np.unique(answers.fold).tolist():
+        mine = answers.fold == number
+        found[number] = fitted = _calibrated(answers.of(~mine), index, config)
+        completeness = fitted.completeness(index.attribute_rows(answers.rows[mine]))
+        probabilities[mine] = fitted.probabilities(answers.scores[mine], completeness)
     return found, probabilities
+
+
+def _calibrated(answers: _Answers, index: ExamIndex, config: Any) -> Calibration:
+    asked: CalibrationConfig = config.calibration
+    labels, names = index.labels[answers.rows], index.manifest.data_set.class_names
+    return with_scarcity(
+        fit_calibration(answers.scores, labels, names, asked),
+        answers.with_less,
+        index,
+        answers.rows,
+        asked,
+        read=answers.read,
+        learned=drawn_rows(index, answers.rows, config.familiarity.max_exams, "scarcity"),
+    )
 
 
 def _completed(

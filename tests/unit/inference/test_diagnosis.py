@@ -108,12 +108,14 @@ def test_probabilities_sets_and_abstention_are_those_of_the_calibration(run: Pat
 @pytest.mark.parametrize(("least", "told"), [(0.9999, "it takes 100.0%"), (1.1, "none is believed")])
 def test_told_too_little_it_asks_for_more_confidence(run: Path, least: float, told: str) -> None:
     """Exams of which as much is known as of those that it learned from are held to the usual limits."""
-    level = {"completeness": 0.0, "set_threshold": None, "min_confidence": least}
+    level = {"completeness": 0.0, "temperature": 2.0, "set_threshold": None, "min_confidence": least}
     scarcity = {"attributes": ["age", "itch", "region"], "patterns": {"110": 40, "111": 60}, "levels": [level]}
-    recalibrate(run, set_threshold=0.0, min_confidence=0.0, num_exams=100, notes=[], scarcity=scarcity)
-    full, little = Diagnoser.load(run).diagnose(
-        [Exam((photo(),), {"age": 50, "itch": True}), Exam((photo(),), {"age": 50, "itch": "UNK"})]
-    )
+    exams = [Exam((photo(),), {"age": 50, "itch": True}), Exam((photo(),), {"age": 50, "itch": "UNK"})]
+    recalibrate(run, temperature=1.0, set_threshold=0.0, min_confidence=0.0, num_exams=100, notes=[])
+    before = Predictor.load(run).predict(exams)
+    recalibrate(run, scarcity=scarcity)
+    predictor = Predictor.load(run)
+    full, little = Diagnoser.load(run).diagnose(exams)
     assert isinstance(full, Diagnosis)
     assert (full.reasons, full.warnings, full.prediction_set) == ((), (), (full.prediction,))
     assert isinstance(little, Diagnosis)
@@ -124,9 +126,14 @@ def test_told_too_little_it_asks_for_more_confidence(run: Path, least: float, to
     )
     assert len(little.prediction_set) == 3
     assert little.warnings == (
-        "only 1 of the 3 attributes that the model reads is given, less than it learned from: its probabilities may be "
-        "far off",
+        "only 1 of the 3 attributes that the model reads is given, less than of the exams that it learned from",
     )
+    # Every way of asking goes through the same temperature: half as sure.
+    softer = np.sqrt(before[1]) / np.sqrt(before[1]).sum()
+    assert list(full.probabilities.values()) == pytest.approx(before[0].tolist(), abs=1e-9)
+    assert list(little.probabilities.values()) == pytest.approx(softer.tolist(), abs=1e-9)
+    assert predictor.predict(exams) == pytest.approx(np.stack([before[0], softer]), abs=1e-9)
+    assert predictor.predict(exams[:1], masked=["itch"])[0] == pytest.approx(softer, abs=1e-6)
 
 
 def test_a_model_of_before_there_was_a_calibration_answers_and_says_so(run: Path) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pytest
 
+from prima_ray.evaluation.reliability import nll
 from prima_ray.inference.calibration import Calibration, CalibrationConfig, fit_calibration, fit_levels
 from prima_ray.inference.scarcity import SHARES, Level, Scarcity
 
 READ = ("age", "region", "itch", "size")
 CLASSES = ("a", "b", "c")
-LEVEL = Level(completeness=0.0, set_threshold=None, min_confidence=0.5)
+LEVEL = Level(completeness=0.0, temperature=1.0, set_threshold=None, min_confidence=0.5)
 
 
 def by_definition(given: Collection[str], exams: Sequence[Collection[str]]) -> float:
@@ -85,14 +86,17 @@ def test_with_less_known_no_more_of_what_is_answered_is_wrong(
     full = calibration.model_copy(update={"scarcity": Scarcity.learn(READ, [READ], levels)})
     shares_answered = []
     for share, given in scarce.items():
-        probabilities, completeness = full.probabilities(given), np.full(len(labels), share)
+        completeness = np.full(len(labels), share)
+        probabilities = full.probabilities(given, completeness)
+        # As complete exams are calibrated, it would be far off.
+        assert nll(labels, probabilities) < nll(labels, calibration.probabilities(given))
+        assert full.undone(probabilities, completeness) == pytest.approx(Calibration.none().probabilities(given))
         answered = full.answered(probabilities, completeness)
         shares_answered.append(answered.mean())
         assert (given.argmax(1) != labels)[answered].mean() <= most if answered.any() else True
         held = full.sets(probabilities, completeness)[np.arange(len(labels)), labels]
         assert held.mean() >= calibration.coverage
-        # As the levels of complete exams have it, it would be far off.
-        assert calibration.answered(probabilities).mean() > answered.mean()
+        assert calibration.answered(calibration.probabilities(given)).mean() > answered.mean()
     assert shares_answered == sorted(shares_answered)
     confidence = [level.min_confidence for level in levels] + [calibration.min_confidence]
     assert confidence == sorted(confidence, reverse=True)
@@ -111,6 +115,7 @@ def test_levels_are_never_more_lenient_and_follow_the_config(
     for level in fit_levels(calibration, logits, better, labels, CalibrationConfig()):
         assert level.min_confidence == calibration.min_confidence
         assert level.set_threshold == calibration.set_threshold
+        assert level.temperature == calibration.temperature
     # Who wants every exam answered has every exam answered.
     everything = CalibrationConfig(answered=1.0)
     calibration = fit_calibration(logits, labels, CLASSES, everything)
@@ -124,7 +129,8 @@ def test_levels_are_never_more_lenient_and_follow_the_config(
 
 
 def test_of_exams_side_by_side_each_has_its_own_limits() -> None:
-    scarcity = Scarcity.learn(READ, [READ], [Level(completeness=0.0, set_threshold=0.95, min_confidence=0.9)])
+    limits = {"temperature": 2.0, "set_threshold": 0.95, "min_confidence": 0.9}
+    scarcity = Scarcity.learn(READ, [READ], [LEVEL.model_copy(update=limits)])
     calibration = Calibration(
         temperature=1.0, coverage=0.9, set_threshold=0.5, min_confidence=0.6, num_exams=50, scarcity=scarcity
     )
@@ -135,6 +141,11 @@ def test_of_exams_side_by_side_each_has_its_own_limits() -> None:
     assert calibration.answered(same, completeness).tolist() == [True, False]
     assert calibration.sets(same).tolist() == [[True, False, False]] * 2
     assert calibration.answered(same).tolist() == [True, True]
+    logits = np.array([[3.0, 1.0, 0.0]] * 2)
+    plain = Calibration.none()
+    assert calibration.probabilities(logits, completeness)[0] == pytest.approx(plain.probabilities(logits)[0])
+    assert calibration.probabilities(logits, completeness)[1] == pytest.approx(plain.probabilities(logits / 2)[1])
+    assert calibration.scaled(logits, completeness).tolist() == [[3.0, 1.0, 0.0], [1.5, 0.5, 0.0]]
     everything = calibration.model_copy(update={"scarcity": None})
     assert everything.completeness([(), READ]).tolist() == [1.0, 1.0]
     assert calibration.sets(np.zeros((0, 3))).shape == (0, 3)

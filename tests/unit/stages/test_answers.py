@@ -20,6 +20,7 @@ from prima_ray.inference.readiness import check_known_exam
 from prima_ray.inference.reference import attribute_variables
 from prima_ray.inference.scarcity import SHARES
 from prima_ray.stages.answers import corpus_of
+from prima_ray.stages.row_sets import read_predictions, shard_tables
 from tests.conftest import train_tiny
 
 NAMES = ("BCC", "NEV", "SEK")
@@ -97,11 +98,13 @@ def test_validation_exams_are_asked_with_fewer_attributes(labelled_shards: str, 
         for row in rows:
             kept = [pair for pair in row["attributes"] if hash_key(row["exam_id"], pair[0]) / 2**64 >= 1 - share]
             exams.append(Exam(tuple(photo["bytes"] for photo in row["images"]), dict(kept)))
-        found[share] = np.log(predictor.predict(exams)) * calibration.temperature
+        completeness = calibration.completeness([exam.attributes.keys() for exam in exams])
+        found[share] = np.log(calibration.undone(predictor.predict(exams), completeness))
     whole = found.pop(1.0)
     wanted = fit_levels(calibration, whole, found, labels, CalibrationConfig.model_validate(asked))
     for level, other in zip(calibration.scarcity.levels, wanted, strict=True):
         assert level.completeness == other.completeness
+        assert level.temperature == pytest.approx(other.temperature, rel=1e-3)
         assert level.min_confidence == pytest.approx(other.min_confidence, abs=1e-4)
         assert level.set_threshold == pytest.approx(other.set_threshold, abs=1e-4)
     # A photo alone is held to them.
@@ -110,7 +113,13 @@ def test_validation_exams_are_asked_with_fewer_attributes(labelled_shards: str, 
     assert [item.cause for item in answer.reasons if item.cause == "uncertain"] == ["uncertain"] * (
         answer.confidence < least
     )
-    assert "less than it learned from" in answer.warnings[-1]
+    assert "less than of the exams that it learned from" in answer.warnings[-1]
+    # What the run's file and metrics say went the same way.
+    held = np.sort(np.concatenate([roles["val"], roles["test"]]))
+    asked_again = predictor.predict_tables(shard_tables(index, held))
+    assert read_predictions(run, index, held) == pytest.approx(asked_again, abs=1e-5)
+    figures = read_json(run / "metrics.json")["calibration"]
+    assert figures["scarcity"] == {"levels": [level.model_dump() for level in calibration.scarcity.levels]}
 
 
 def test_attributes_are_counted_on_training_rows(tiny_fuse: Path, labelled_shards: str) -> None:

@@ -158,6 +158,7 @@ def check_scarcity(final: Path, by_fold: dict[int, Path], index: ExamIndex, conf
             found.setdefault(share, np.full((len(labelled), 3), np.nan))[mine] = logits
     wanted = fit_levels(calibration, found.pop(1.0), found, index.labels[labelled], config)
     for level, other in zip(calibration.scarcity.levels, wanted, strict=True):
+        assert level.temperature == pytest.approx(other.temperature, rel=1e-6)
         assert level.min_confidence == pytest.approx(other.min_confidence, abs=1e-6)
         assert level.set_threshold == pytest.approx(other.set_threshold, abs=1e-6)
     assert sum(calibration.scarcity.patterns.values()) == len(labelled)
