@@ -102,6 +102,8 @@ class StudyConfig(StrictConfig):
     variants: dict[Name, VariantConfig] = Field(min_length=1)
     ours: Name
     """The variant that all others are held against."""
+    only: tuple[Name, ...] | None = None
+    """Variants of this sitting, beside ours; the others, and claims about them, wait. None: all."""
     budget: int | None = Field(default=None, gt=0)
     """Candidates that each variant with something to choose has; None: as many as each lists."""
     choose_by: Literal["macro_f1", "balanced_accuracy", "accuracy"] = "macro_f1"
@@ -125,6 +127,19 @@ class StudyConfig(StrictConfig):
         self._check_variants()
         return self
 
+    def sitting(self) -> Self:
+        """What `only` leaves: these variants, ours, what late fusion adds up, and claims about them."""
+        if self.only is None:
+            return self
+        kept = {self.ours, *self.only}
+        for name in self.only:
+            variant = self.variants[name]
+            if isinstance(variant, LateFusionVariant):
+                kept |= set(variant.of)
+        variants = {name: variant for name, variant in self.variants.items() if name in kept}
+        claims = tuple(claim for claim in self.claims if {claim[0], claim[1]} <= kept)
+        return self.model_copy(update={"variants": variants, "claims": claims})
+
     def _check_recipes(self) -> None:
         asked = [(f"inputs.ingest: {self.inputs.ingest}", self.inputs.ingest)] if self.inputs.ingest else []
         for name, recipe in self.recipes.items():
@@ -144,8 +159,9 @@ class StudyConfig(StrictConfig):
             self._check_circle(parent, (*above, name))
 
     def _check_variants(self) -> None:
-        if self.ours not in self.variants:
-            raise ValueError(f"ours: {self.ours} is no variant; known: {', '.join(self.variants)}")
+        for key, name in (("ours", self.ours), *(("only", name) for name in self.only or ())):
+            if name not in self.variants:
+                raise ValueError(f"{key}: {name} is no variant; known: {', '.join(self.variants)}")
         for name, variant in self.variants.items():
             match variant:
                 case TrainedVariant():

@@ -127,6 +127,8 @@ def _warnings(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
         if item["missing"]:
             lost = ", ".join(f"fold {fold} seed {seed}" for fold, seed in item["missing"])
             found.append(f"{names[name]} has no answer in {lost}: all variants are compared on what they share.")
+    if metrics.get("waiting"):
+        found.append(f"Part of the study: {', '.join(metrics['waiting'])} wait for another sitting.")
     if metrics["scored_on"] == "validation":
         found.append("Scored on validation folds, where runs were chosen too: figures are a little too good. A search.")
     if metrics.get("unvetted"):

@@ -32,7 +32,10 @@ def run_study(config: StudyConfig) -> Path:
     Raises:
         PrimaError: a mistake in the study or in a config that it names, a fold that leaks, or a run that failed.
     """
-    with open_alone(config, out=config.out, stage="study", execution_keys=_HOW, prepared=()) as run:
+    # A folder is the whole study's, whatever this sitting adds to it.
+    whole = config.model_copy(update={"only": None})
+    config = config.sitting()
+    with open_alone(whole, out=config.out, stage="study", execution_keys=_HOW, prepared=()) as run:
         shards = shards_of(config)
         index = ExamIndex.read(shards)
         cells, asked = plan_study(config, index)
@@ -47,9 +50,12 @@ def run_study(config: StudyConfig) -> Path:
         if not everything[config.ours]:
             refuse_failed(progress)
         metrics = figures(config, data, everything)
+        metrics["waiting"] = [item.title for name, item in whole.variants.items() if name not in config.variants]
         metrics["runs"] = _times(cells)
         metrics["unvetted"] = any(is_unvetted(str(cell.folder)) for cell in cells.values())
         command = f"prima study {config.out}/config.yaml"
+        if config.only is not None:
+            command += f" --set 'only=[{','.join(config.only)}]'"
         report = build_report(metrics, index.manifest.data_set, command)
         write_atomic(run.path / "report.html", render(report))
         # Last: whoever finds the figures finds the page.

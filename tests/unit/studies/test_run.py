@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from prima_ray.base import PrimaError, read_json
 from prima_ray.cli import main
@@ -72,6 +73,27 @@ def test_nothing_finished_is_run_again(study: StudyConfig, monkeypatch: pytest.M
     monkeypatch.setattr("prima_ray.studies.schedule.run_cell", lambda *_: pytest.fail("a finished run was run again"))
     run_study(study)
     assert before.stat().st_mtime_ns == stamp
+
+
+def test_some_variants_come_first_and_the_others_another_time(make_study: Make) -> None:
+    """In the same folder; the page says what waits, and how it was made."""
+    claims = [["prima", "photos", "reading the attributes"], ["prima", "late", "fusion by a language model"]]
+    for only, variants, told in (
+        (["metadata"], ["metadata", "prima"], "photos alone, added up wait for another sitting"),
+        (["late"], ["late", "metadata", "photos", "prima"], ""),
+        (None, ["late", "metadata", "photos", "prima"], ""),
+    ):
+        found = make_study(claims=claims, only=only)
+        metrics = read_json(run_study(found) / "metrics.json")
+        assert sorted(metrics["variants"]) == variants
+        assert [claim["what"] for claim in metrics["claims"]] == [what for _, one, what in claims if one in variants]
+        page = (Path(found.out) / "report.html").read_text()
+        assert told in page
+        assert ("wait for another sitting" in page) == bool(told)
+        assert ("only=[" in page) == (only is not None)
+        assert yaml.safe_load((Path(found.out) / "config.yaml").read_text())["only"] is None
+    with pytest.raises(PrimaError, match="only: photo is no variant; known: prima"):
+        make_study(only=["photo"])
 
 
 def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, capfd: Any) -> None:
