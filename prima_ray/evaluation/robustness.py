@@ -179,7 +179,8 @@ def robustness_evidence(
     seed: int = 0,
 ) -> dict[str, Any]:
     """A record a condition: `name, title, figures`, `differences` (altered minus as they are, paired) and `verdicts`
-    (null of the first), `answered`: the share that is, `accuracy_answered`.
+    (null of the first), `confidence`: the mean of the largest probabilities, `answered`: the share that is,
+    `accuracy_answered`.
 
     Args:
         conditions: name -> (N, C); the first is of the exams as they are.
@@ -199,6 +200,7 @@ def robustness_evidence(
                 "figures": {figure: asdict(value) for figure, value in scores[name].intervals().items()},
                 "differences": {figure: asdict(gap) for figure, gap in gaps.items()} if gaps else None,
                 "verdicts": {figure: verdict(gap) for figure, gap in gaps.items()} if gaps else None,
+                "confidence": float(probabilities.max(axis=1).mean()) if len(labels) else float("nan"),
                 "answered": float(kept.mean()) if len(kept) else float("nan"),
                 "accuracy_answered": float(right[kept].mean()) if kept.any() else float("nan"),
             }

@@ -226,10 +226,18 @@ def robustness_section(record: Record) -> Section:
                 _WORD[item["verdicts"]["accuracy"]],
                 interval_cell(item["differences"]["accuracy"], sign=True)[1],
             )
-        rows.append((item["title"], *found, gap, (percent(item["answered"]), percent(item["accuracy_answered"]))))
-    heads = ["exams", *figures.values(), "accuracy beside as they are", "sure enough to answer; accuracy there"]
+        answered = (percent(item["answered"]), percent(item["accuracy_answered"]))
+        rows.append((item["title"], *found, gap, percent(item["confidence"]), answered))
+    heads = [
+        "exams",
+        *figures.values(),
+        "accuracy beside as they are",
+        "confidence",
+        "sure enough to answer; accuracy there",
+    ]
     return Section(
         title="Robustness",
-        note="The same exams, altered; in %, differences paired over patients.",
+        note="The same exams, altered; in %, differences paired over patients. The confidence is the mean of the largest "
+        "probabilities: far above the accuracy it is not to be believed.",
         grids=[Grid(heads, rows, ours=True)],
     )

@@ -140,6 +140,7 @@ def test_what_it_costs_is_paired() -> None:
         "not distinguishable",
     )
     assert bad["figures"]["macro_f1"]["value"] == pytest.approx(headline(labels, conditions["bad"])["macro_f1"])
+    assert first["confidence"] == bad["confidence"] == pytest.approx(good.max(1).mean())
     sure = good.max(1) >= 0.6
     assert first["answered"] == pytest.approx(sure.mean())
     assert first["accuracy_answered"] == pytest.approx((good.argmax(1) == labels)[sure].mean())
