@@ -147,9 +147,9 @@ def normalise_attributes(data_set: DataSetConfig, raw: Mapping[str, object]) -> 
     found: dict[str, str] = {}
     for name, value in raw.items():
         if name not in by_name:
-            near = difflib.get_close_matches(name, list(by_name), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name[:100], list(by_name), n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(by_name)}."
-            raise PrimaError(f"unknown attribute {name!r}", mend=hint)
+            raise PrimaError(f"unknown attribute {_short(name)}", mend=hint)
         try:
             canonical = normalise_value(by_name[name], value, missing=data_set.missing)
         except AttributeRejected as error:

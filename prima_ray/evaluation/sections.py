@@ -233,11 +233,12 @@ def robustness_section(record: Record) -> Section:
         *figures.values(),
         "accuracy beside as they are",
         "confidence",
-        "sure enough to answer; accuracy there",
+        "not too uncertain; accuracy there",
     ]
     return Section(
         title="Robustness",
-        note="The same exams, altered; in %, differences paired over patients. The confidence is the mean of the largest "
-        "probabilities: far above the accuracy it is not to be believed.",
+        note="The same exams, altered; in %, differences paired over patients. The confidence is the mean of the "
+        "largest probabilities: far above the accuracy it is not to be believed. What is not too uncertain may still "
+        "be refused for its photos.",
         grids=[Grid(heads, rows, ours=True)],
     )

@@ -206,7 +206,8 @@ def fit_levels(
         labels: (N,) class indices.
 
     Returns:
-        a level a share, the least first, none surer or more lenient than the ones above it.
+        a level a share, the least first. None is surer than the ones above it, and none asks for less confidence than
+        an exam of which everything is known. Sets are as large as it takes.
     """
     probabilities = calibration.probabilities(logits)
     kept = calibration.answered(probabilities)
@@ -214,22 +215,17 @@ def fit_levels(
     # One more wrong in one more exam: that none of a few is wrong is no reason to ask for as much.
     bearable = config.model_copy(update={"max_error": config.max_error or (wrong + 1) / (int(kept.sum()) + 1)})
     levels: list[Level] = []
-    above: Calibration | Level = calibration
+    temperature = calibration.temperature
     for share in sorted(scarce, reverse=True):
-        temperature = above.temperature
         if config.temperature:
             temperature = max(temperature, fit_temperature(scarce[share], labels)[0])
         found = _softmax(scarce[share] / temperature)
         threshold = conformal_threshold(1.0 - found[np.arange(len(labels)), labels], calibration.coverage)
-        if threshold is not None and above.set_threshold is not None:
-            threshold = max(threshold, above.set_threshold)
-        else:
-            threshold = None
-        confidence = above.min_confidence
+        confidence = calibration.min_confidence
         if config.max_error is not None or config.answered < 1.0:
             confidence = max(confidence, confidence_threshold(found, labels, bearable)[0])
-        above = Level(completeness=share, temperature=temperature, set_threshold=threshold, min_confidence=confidence)
-        levels.insert(0, above)
+        level = Level(completeness=share, temperature=temperature, set_threshold=threshold, min_confidence=confidence)
+        levels.insert(0, level)
     return levels
 
 

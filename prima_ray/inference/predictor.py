@@ -175,7 +175,7 @@ class Predictor:
         if self.calibration.scarcity is not None:
             (completeness,) = self.calibration.completeness([known])
             if completeness < ENOUGH:
-                return [f"{told}, less than of the exams that it learned from"]
+                return [f"{told}; of the exams that it learned from more was known"]
         elif read and 2 * given < len(read):
             return [f"{told}: if it learned from fuller exams, its probabilities may be far off"]
         return []
@@ -364,8 +364,11 @@ def check_diagnoses(run: str | Path) -> BundleConfig:
     return config
 
 
-def check_photo(data: bytes, *, where: str) -> tuple[int, int]:
+def check_photo(data: bytes, *, where: str, name: str = "this photo") -> tuple[int, int]:
     """Width and height of a photo that can be used.
+
+    Args:
+        name: what the error calls it.
 
     Raises:
         PrimaError: it cannot.
@@ -373,11 +376,11 @@ def check_photo(data: bytes, *, where: str) -> tuple[int, int]:
     try:
         return decode_image(data).size
     except ImageRejected as error:
-        raise PrimaError(f"this photo cannot be used: {error.detail} ({error.reason})", where=where) from None
+        raise PrimaError(f"{name} cannot be used: {error.detail} ({error.reason})", where=where) from None
 
 
 def _photo(data: bytes, name: str, exam_id: str) -> dict[str, object]:
-    width, height = check_photo(data, where=f"{exam_id}, {name}")
+    width, height = check_photo(data, where=exam_id, name=name)
     return {"image_id": name, "bytes": data, "width": width, "height": height}
 
 

@@ -5,7 +5,7 @@ exams are asked anew with a share of their attributes, and a temperature and lim
 are fitted to these answers. Which of them an exam takes depends on its completeness.
 
 **Completeness.** Let S_i be the attributes that are known of training exam i, and G those that are given, of what the
-model reads. The completeness is the largest c such that |G & S_i| >= c |S_i| for one in a hundred of the training
+model reads. The completeness is the largest c such that |G & S_i| >= c |S_i| for one in twenty of the training
 exams at least. So an exam is complete that lacks what exams of the data lack, a whole block or a value here and there,
 and a photo alone has 0 wherever something is recorded of every patient.
 """
@@ -28,7 +28,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75)
 """Of their attributes, with which validation exams are asked anew."""
 ENOUGH = 0.9
 """From this completeness on an exam is one like those of the validation fold."""
-_RARE = 0.01
+_RARE = 0.05
 Values = NDArray[np.float64]
 
 

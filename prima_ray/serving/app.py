@@ -136,11 +136,13 @@ class _SchemaResponse(JSONResponse):
 def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     checks = _Checks(engine)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operations"])
     async def readyz() -> dict[str, Any]:
         """A known exam has just been predicted as it was at training time."""

@@ -133,21 +133,17 @@ async def serve_app(
     listening: socket.socket,
     limits: LimitsConfig,
     *,
-    on_hangup: Callable[[], None] | None = None,
     started: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; answers under way are finished first.
 
     Args:
-        on_hangup: called at SIGHUP.
         started: called once the port answers.
     """
     server = build_server(app, limits)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.handle_exit, number, None)
-    if on_hangup is not None:
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not task.done():
         await asyncio.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,14 +64,15 @@ def run_serve(
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
 
         async def serve() -> None:
-            await endpoint.begin()
             hangup = asyncio.Event()
+            # Before the model is loaded, too: by itself the signal would end the process.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+            await endpoint.begin()
             watcher = asyncio.create_task(endpoint.switch_at(hangup))
             await serve_app(
                 app,
                 listening,
                 settings.limits,
-                on_hangup=hangup.set,
                 started=lambda: _log.info(
                     "serving %s at %s (Ctrl-C ends it, SIGHUP reads the run again)", endpoint.run, address
                 ),

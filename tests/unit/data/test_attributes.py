@@ -123,6 +123,7 @@ def test_a_form_names_the_nearest_attribute(data_set: DataSetConfig):
     for raw, text in (
         ({"ex": 1}, "unknown attribute 'ex'\n  Did you mean 'x'?"),
         ({"age": 1}, "unknown attribute 'age'\n  Known: x, y."),
+        ({"a" * 5000: 1}, f"unknown attribute '{'a' * 57}...'\n  Known: x, y."),
         ({"x": "seven"}, "x: 'seven' is not a number"),
     ):
         with pytest.raises(PrimaError) as caught:

@@ -59,7 +59,7 @@ def test_a_bad_exam_spoils_no_other(tiny_fuse: Path) -> None:
         alone = diagnoser.diagnose_one(exam)
         assert list(answer.probabilities.values()) == pytest.approx(list(alone.probabilities.values()), abs=1e-6)
         assert answer.prediction_set == alone.prediction_set
-    assert str(found[3]) == ("exam, photo 1: this photo cannot be used: neither JPEG nor PNG (4 bytes) (not_an_image)")
+    assert str(found[3]) == ("exam: photo 1 cannot be used: neither JPEG nor PNG (4 bytes) (not_an_image)")
     with pytest.raises(PrimaError, match="unknown attribute 'aeg'"):
         diagnoser.diagnose_one(bad[2])
     assert [str(item) for item in diagnoser.diagnose(bad)] == [str(found[place]) for place in (1, 3, 4)]
@@ -126,7 +126,7 @@ def test_told_too_little_it_asks_for_more_confidence(run: Path, least: float, to
     )
     assert len(little.prediction_set) == 3
     assert little.warnings == (
-        "only 1 of the 3 attributes that the model reads is given, less than of the exams that it learned from",
+        "only 1 of the 3 attributes that the model reads is given; of the exams that it learned from more was known",
     )
     # Every way of asking goes through the same temperature: half as sure.
     softer = np.sqrt(before[1]) / np.sqrt(before[1]).sum()

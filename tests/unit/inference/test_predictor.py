@@ -130,8 +130,8 @@ def test_what_cannot_be_read_is_said(predictor: Predictor) -> None:
 
     assert message() == "exam: an exam needs at least one photo"
     assert message(*[photo] * 9) == "exam: 9 photos, the model reads at most 8 of an exam"
-    assert message(photo, b"") == "exam, photo 2: this photo cannot be used: 0 bytes (empty_file)"
-    assert message(b"text") == "exam, photo 1: this photo cannot be used: neither JPEG nor PNG (4 bytes) (not_an_image)"
+    assert message(photo, b"") == "exam: photo 2 cannot be used: 0 bytes (empty_file)"
+    assert message(b"text") == "exam: photo 1 cannot be used: neither JPEG nor PNG (4 bytes) (not_an_image)"
     assert "truncated_image" in message(photo[:-200])
     assert message(photo, aeg=3) == "unknown attribute 'aeg'\n  Did you mean 'age'?"
     assert message(photo, age=300) == "age: 300 is outside 0 to 120"

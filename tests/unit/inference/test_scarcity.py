@@ -16,9 +16,9 @@ LEVEL = Level(completeness=0.0, temperature=1.0, set_threshold=None, min_confide
 
 
 def by_definition(given: Collection[str], exams: Sequence[Collection[str]]) -> float:
-    """The largest c such that |G & S| >= c |S| for one in a hundred of the exams."""
+    """The largest c such that |G & S| >= c |S| for one in twenty of the exams."""
     shares = sorted((len(set(given) & set(known)) / len(known) if known else 1.0 for known in exams), reverse=True)
-    return shares[math.ceil(0.01 * len(exams)) - 1]
+    return shares[math.ceil(0.05 * len(exams)) - 1]
 
 
 def test_completeness_is_what_is_usually_known() -> None:
@@ -30,10 +30,9 @@ def test_completeness_is_what_is_usually_known() -> None:
     assert found.completeness(("age", "itch", "size")) == 0.75
     assert found.completeness(("age",)) == 0.5
     assert found.completeness(("smoke",)) == found.completeness(()) == 0.0
-    # One exam in a thousand of which nothing is known makes a photo alone no usual thing; one in a hundred does.
-    assert Scarcity.learn(READ, [*exams * 10, ()], [LEVEL]).completeness(()) == 0.0
-    assert Scarcity.learn(READ, [*exams, ()], [LEVEL]).completeness(()) == 0.0
-    assert Scarcity.learn(READ, [*exams[:99], ()], [LEVEL]).completeness(()) == 1.0
+    # A few exams of which nothing is known make a photo alone no usual thing; one in twenty does.
+    assert Scarcity.learn(READ, [*exams[:96], *[()] * 4], [LEVEL]).completeness(()) == 0.0
+    assert Scarcity.learn(READ, [*exams[:95], *[()] * 5], [LEVEL]).completeness(()) == 1.0
     assert Scarcity.learn(READ, [], [LEVEL]).completeness(()) == 1.0
 
 
@@ -84,7 +83,6 @@ def test_with_less_known_no_more_of_what_is_answered_is_wrong(
     wrong = (logits.argmax(1) != labels) & kept
     most = (wrong.sum() + 1) / (kept.sum() + 1)
     full = calibration.model_copy(update={"scarcity": Scarcity.learn(READ, [READ], levels)})
-    shares_answered = []
     for share, given in scarce.items():
         completeness = np.full(len(labels), share)
         probabilities = full.probabilities(given, completeness)
@@ -92,17 +90,15 @@ def test_with_less_known_no_more_of_what_is_answered_is_wrong(
         assert nll(labels, probabilities) < nll(labels, calibration.probabilities(given))
         assert full.undone(probabilities, completeness) == pytest.approx(Calibration.none().probabilities(given))
         answered = full.answered(probabilities, completeness)
-        shares_answered.append(answered.mean())
         assert (given.argmax(1) != labels)[answered].mean() <= most if answered.any() else True
         held = full.sets(probabilities, completeness)[np.arange(len(labels)), labels]
         assert held.mean() >= calibration.coverage
         assert calibration.answered(calibration.probabilities(given)).mean() > answered.mean()
-    assert shares_answered == sorted(shares_answered)
-    confidence = [level.min_confidence for level in levels] + [calibration.min_confidence]
-    assert confidence == sorted(confidence, reverse=True)
-    thresholds = [level.set_threshold for level in levels] + [calibration.set_threshold]
-    assert all(one is not None for one in thresholds)
-    assert thresholds == sorted(thresholds, key=lambda one: -(one or 0.0))
+        # The sets are no larger than it takes: one exam fewer would not be enough.
+        assert held.mean() <= calibration.coverage + 2 / len(labels)
+    temperatures = [level.temperature for level in levels] + [calibration.temperature]
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert min(level.min_confidence for level in levels) >= calibration.min_confidence
 
 
 def test_levels_are_never_more_lenient_and_follow_the_config(
@@ -114,7 +110,6 @@ def test_levels_are_never_more_lenient_and_follow_the_config(
     calibration = fit_calibration(logits, labels, CLASSES, CalibrationConfig())
     for level in fit_levels(calibration, logits, better, labels, CalibrationConfig()):
         assert level.min_confidence == calibration.min_confidence
-        assert level.set_threshold == calibration.set_threshold
         assert level.temperature == calibration.temperature
     # Who wants every exam answered has every exam answered.
     everything = CalibrationConfig(answered=1.0)

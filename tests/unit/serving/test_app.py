@@ -189,6 +189,9 @@ def test_a_key_is_needed_where_there_are_keys(keyed: tuple[TestClient, str], pho
         assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="prima"')
     assert client.get("/v1/schema").status_code == client.get("/metrics").status_code == 401
     assert [client.get(path).status_code for path in ("/", "/healthz", "/readyz", "/openapi.json")] == [200] * 4
+    for path in ("/healthz", "/readyz"):
+        found = client.head(path)
+        assert (found.status_code, found.content) == (200, b"")
     client.headers["authorization"] = f"Bearer {key}"
     assert ask(client, photo).status_code == client.get("/metrics").status_code == 200
     assert client.get("/openapi.json").json()["paths"]["/v1/schema"]["get"]["security"] == [{"key": []}]

@@ -113,7 +113,7 @@ def test_validation_exams_are_asked_with_fewer_attributes(labelled_shards: str, 
     assert [item.cause for item in answer.reasons if item.cause == "uncertain"] == ["uncertain"] * (
         answer.confidence < least
     )
-    assert "less than of the exams that it learned from" in answer.warnings[-1]
+    assert "of the exams that it learned from more was known" in answer.warnings[-1]
     # What the run's file and metrics say went the same way.
     held = np.sort(np.concatenate([roles["val"], roles["test"]]))
     asked_again = predictor.predict_tables(shard_tables(index, held))
