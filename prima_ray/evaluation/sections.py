@@ -231,14 +231,14 @@ def robustness_section(record: Record) -> Section:
     heads = [
         "exams",
         *figures.values(),
-        "accuracy beside as they are",
+        "by accuracy",
         "confidence",
-        "not too uncertain; accuracy there",
+        "answered",
     ]
     return Section(
         title="Robustness",
-        note="The same exams, altered; in %, differences paired over patients. The confidence is the mean of the "
-        "largest probabilities: far above the accuracy it is not to be believed. What is not too uncertain may still "
-        "be refused for its photos.",
+        note="The same exams, altered; in %, differences in accuracy paired over patients. The confidence is the mean "
+        "of the largest probabilities: far above the accuracy it is not to be believed. Answered is what is not too "
+        "uncertain, with the accuracy there; it may still be refused for its photos.",
         grids=[Grid(heads, rows, ours=True)],
     )
