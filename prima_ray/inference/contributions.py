@@ -70,7 +70,7 @@ def leave_one_out(
     odds = log_odds(predictor.calibration.scaled(found, scales))
     whole = predictor.calibration.probabilities(logits, scale)
     whole_odds = log_odds(predictor.calibration.scaled(logits, scale))
-    nothing = predictor.calibration.completeness([()] * len(attributes))
+    nothing = predictor.calibration.completeness([()])
     answers, place = [], 0
     for exam, values in enumerate(attributes):
         top = int(whole[exam].argmax())
@@ -83,7 +83,7 @@ def leave_one_out(
             )
             for number, (name, value) in enumerate(values.items(), start=1)
         ]
-        (alone,) = predictor.calibration.probabilities(found[[place]], nothing[[exam]])
+        (alone,) = predictor.calibration.probabilities(found[[place]], nothing)
         bare = dict(zip(predictor.data_set.class_names, alone.tolist(), strict=True))
         answers.append(Contributions(tuple(sorted(items, key=lambda item: -abs(item.log_odds))), bare))
         place += 1 + len(values)

@@ -30,7 +30,6 @@ from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.appearance import pixels_of
 from prima_ray.inference.bundle import Bundle, BundleConfig, load_bundle, read_bundle_config
 from prima_ray.inference.calibration import Calibration
-from prima_ray.inference.scarcity import ENOUGH
 from prima_ray.models.classifier import ImageClassifier
 from prima_ray.models.dual_encoder import FeatureEncoder, ProjectionHeads, image_features
 from prima_ray.models.ensemble import Ensemble
@@ -172,9 +171,9 @@ class Predictor:
         read, known = self.read_attributes, normalise_attributes(self.data_set, attributes)
         given = sum(name in known for name in read)
         told = f"only {given} of the {len(read)} attributes that the model reads {'is' if given == 1 else 'are'} given"
-        if self.calibration.scarcity is not None:
-            (completeness,) = self.calibration.completeness([known])
-            if completeness < ENOUGH:
+        scarcity = self.calibration.scarcity
+        if scarcity is not None:
+            if scarcity.level(scarcity.completeness(known)) is not None:
                 return [f"{told}; of the exams that it learned from more was known"]
         elif read and 2 * given < len(read):
             return [f"{told}: if it learned from fuller exams, its probabilities may be far off"]

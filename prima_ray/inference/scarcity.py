@@ -7,7 +7,7 @@ are fitted to these answers. Which of them an exam takes depends on its complete
 **Completeness.** Let S_i be the attributes that are known of training exam i, and G those that are given, of what the
 model reads. The completeness is the largest c such that |G & S_i| >= c |S_i| for one in twenty of the training
 exams at least. So an exam is complete that lacks what exams of the data lack, a whole block or a value here and there,
-and a photo alone has 0 wherever something is recorded of every patient.
+and a photo alone has 0 wherever something is recorded of nearly every patient.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from prima_ray.base import StrictConfig
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 """Of their attributes, with which validation exams are asked anew."""
-ENOUGH = 0.9
+_ENOUGH = 0.9
 """From this completeness on an exam is one like those of the validation fold."""
 _RARE = 0.05
-Values = NDArray[np.float64]
+"""The share of the training exams that makes something usual."""
 
 
 class Level(StrictConfig):
@@ -81,7 +81,7 @@ class Scarcity(StrictConfig):
 
     def level(self, completeness: float) -> Level | None:
         """Of such exams; None where the usual calibration is theirs."""
-        if completeness >= ENOUGH:
+        if completeness >= _ENOUGH:
             return None
         below = [level for level in self.levels if level.completeness <= completeness]
         return below[-1] if below else self.levels[0]
