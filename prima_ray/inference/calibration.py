@@ -96,7 +96,7 @@ class Calibration(StrictConfig):
         return _softmax(self.scaled(logits, completeness))
 
     def scaled(self, logits: NDArray[np.floating], completeness: Values | None = None) -> Matrix:
-        """(N, C) log-probabilities but for a number an exam: the logits through their temperature; see
+        """Logits over their temperatures, (N, C): log-probabilities up to a constant of each exam; see
         `probabilities`."""
         found: Matrix = np.asarray(logits, dtype=np.float64) / self._temperatures(len(logits), completeness)
         return found
