@@ -20,7 +20,9 @@ from prima_ray.data.storage import Folder, reaching
 
 RUN_RECORD = "run.json"
 """What makes a folder a finished run."""
-_NOT_FETCHED = ("checkpoints", "ray", "tensorboard", "evaluation")
+CHECKPOINTS = "checkpoints"
+"""What a run goes on from; a finished one needs none."""
+_NOT_FETCHED = (CHECKPOINTS, "ray", "tensorboard", "evaluation")
 _ALWAYS = (RUN_RECORD, "config.yaml")
 MODEL_DEPTH = 3
 """How deep in a run the folder of a model's part may lie."""

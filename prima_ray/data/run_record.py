@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError, hash_file, read_json
-from prima_ray.data.fetched import RUN_RECORD, local_copy
+from prima_ray.data.fetched import CHECKPOINTS, RUN_RECORD, local_copy
 from prima_ray.data.storage import Folder, reaching
 
 RECORD = RUN_RECORD
@@ -58,6 +58,11 @@ def _check_types(record: Mapping[str, Any], *, where: Path) -> None:
     for key, right in whole.items():
         if not right:
             raise PrimaError(f"damaged: {key!r} does not hold what a run writes there", where=where, mend=_MEND)
+
+
+def checkpoint_folders(run: Folder) -> list[Folder]:
+    """Where a run keeps its checkpoints, be they there or not: refine trains twice, each in a folder of its own."""
+    return [run.folder(CHECKPOINTS), *(run.folder(name).folder(CHECKPOINTS) for name in run.folders())]
 
 
 def check_outputs(path: str | Path, record: Mapping[str, Any], *, folder: str = "") -> None:

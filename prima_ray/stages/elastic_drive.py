@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError
+from prima_ray.data.fetched import CHECKPOINTS
 from prima_ray.stages.elastic_schedule import EventConfig
 from prima_ray.training.checkpoint import latest_step
 from prima_ray.training.elastic_cluster import LocalNodes
 from prima_ray.training.leaving import PLAIN
-from prima_ray.training.loop import CHECKPOINTS
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.05

@@ -10,7 +10,7 @@ from pyarrow import fs as pafs
 
 from prima_ray.base import PrimaError, is_uri
 from prima_ray.config import differing_keys, input_paths, parse_yaml
-from prima_ray.data.run_record import CONFIG, RECORD, read_record
+from prima_ray.data.run_record import CONFIG, RECORD, checkpoint_folders, read_record
 from prima_ray.data.schema import MANIFEST, join, open_filesystem, read_manifest
 from prima_ray.data.storage import Folder, reaching
 from prima_ray.stages.out_lock import LOCK
@@ -19,8 +19,6 @@ from prima_ray.training.checkpoint import TornError, load_checkpoint, newest_fir
 from prima_ray.training.checks import Check, Finding, Subject
 from prima_ray.training.config import EXECUTION_KEYS
 from prima_ray.training.facts import is_held
-
-CHECKPOINTS = "checkpoints"
 
 
 def inputs(subject: Subject) -> Iterator[Finding]:
@@ -124,10 +122,7 @@ def checkpoints(subject: Subject) -> Iterator[Finding]:
     """The newest checkpoint is whole, or the one before it is."""
     if subject.loop is None or subject.out is None:
         return
-    out = Folder.at(subject.out)
-    # Refine trains twice, each in a folder of its own.
-    homes = [out.folder(CHECKPOINTS), *(out.folder(name).folder(CHECKPOINTS) for name in out.folders())]
-    for home in homes:
+    for home in checkpoint_folders(Folder.at(subject.out)):
         yield from _look_back(home)
 
 

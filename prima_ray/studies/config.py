@@ -116,6 +116,8 @@ class StudyConfig(StrictConfig):
     cpus_per_cell: float = Field(default=1.0, gt=0)
     """What a run with a local context takes; one with Ray workers claims its own."""
     gpus_per_cell: float = Field(default=0.0, ge=0)
+    keep_checkpoints: bool = False
+    """False takes a run's checkpoints away once it is finished: several times its model, and read by nothing then."""
     context: Annotated[LocalContextConfig | RayContextConfig, Field(discriminator="kind")] = RayContextConfig()
     """`local` takes one run after the other, in this process."""
 

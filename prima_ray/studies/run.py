@@ -22,7 +22,7 @@ from prima_ray.studies.results import figures
 from prima_ray.studies.schedule import Progress, duration, log_of, recorded_seconds, run_cells
 
 _log = logging.getLogger(__name__)
-_HOW = frozenset({"context", "cpus_per_cell", "gpus_per_cell"})
+_HOW = frozenset({"context", "cpus_per_cell", "gpus_per_cell", "keep_checkpoints"})
 """Keys that say where and how fast: a study may be taken up with other values."""
 
 
@@ -89,7 +89,13 @@ def _announce(config: StudyConfig, cells: Mapping[str, Cell]) -> None:
 
 def run_all(config: StudyConfig, cells: Mapping[str, Cell]) -> Progress:
     """Run what is not finished, as the study says."""
-    return run_cells(cells, config.context, cpus_per_cell=config.cpus_per_cell, gpus_per_cell=config.gpus_per_cell)
+    return run_cells(
+        cells,
+        config.context,
+        cpus_per_cell=config.cpus_per_cell,
+        gpus_per_cell=config.gpus_per_cell,
+        keep_checkpoints=config.keep_checkpoints,
+    )
 
 
 def _times(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:

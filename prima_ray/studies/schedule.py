@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import shutil
 import time
 import traceback
 from collections import defaultdict
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError, StrictConfig, read_json, write_json
-from prima_ray.data.run_record import RECORD
+from prima_ray.data.run_record import RECORD, checkpoint_folders
+from prima_ray.data.storage import Folder, reason
 from prima_ray.stages.out_lock import InUseError
 from prima_ray.studies.cells import Cell
 from prima_ray.training.cluster import connect, view
@@ -49,6 +51,7 @@ class Progress:
 
     cells: Mapping[str, Cell]
     slots: float = 1.0
+    keep_checkpoints: bool = True
     done: dict[str, float] = field(default_factory=dict)
     """Key -> seconds, of cells that are finished, whenever that was."""
     fresh: int = 0
@@ -68,6 +71,12 @@ class Progress:
         usual = sum(means.values()) / len(means)
         left = [cell for key, cell in self.cells.items() if key not in self.done and key not in self.skipped]
         return sum(means.get(cell.stage, usual) for cell in left if cell.key not in self.failed) / self.slots
+
+    def finish(self, cell: Cell, seconds: float) -> None:
+        """A run is finished: nothing goes on from it any more."""
+        self.done[cell.key] = seconds
+        if not self.keep_checkpoints:
+            _remove_checkpoints(cell)
 
     def say(self, line: str) -> None:
         """A line of progress."""
@@ -148,16 +157,20 @@ def run_cells(
     *,
     cpus_per_cell: float = 1.0,
     gpus_per_cell: float = 0.0,
+    keep_checkpoints: bool = True,
 ) -> Progress:
     """Run what is not finished; returns when nothing more can be.
+
+    Args:
+        keep_checkpoints: False takes them away from every finished run.
 
     Raises:
         PrimaError: some node cannot use the folder of the cells.
     """
-    progress = Progress(cells)
-    for key, cell in cells.items():
+    progress = Progress(cells, keep_checkpoints=keep_checkpoints)
+    for cell in cells.values():
         if (cell.folder / RECORD).exists():
-            progress.done[key] = recorded_seconds(cell)
+            progress.finish(cell, recorded_seconds(cell))
     waiting = [cell for key, cell in cells.items() if key not in progress.done]
     if not waiting:
         return progress
@@ -253,7 +266,7 @@ class _Ready:
             return
         seconds = recorded_seconds(cell) + outcome.seconds
         write_json(_times_of(cell), {"seconds": round(seconds, 1)})
-        self._progress.done[cell.key] = seconds
+        self._progress.finish(cell, seconds)
         self._progress.fresh += 1
         self._progress.say(f"{cell.title} took {duration(outcome.seconds)}")
         for child in self._children[cell.key]:
@@ -266,6 +279,17 @@ class _Ready:
             if child.key not in self._progress.skipped:
                 self._progress.skipped.add(child.key)
                 self._skip(child.key)
+
+
+def _remove_checkpoints(cell: Cell) -> None:
+    """Room is all that it is about: where they cannot be removed, the study goes on."""
+    run = Folder.at(cell.folder)
+    try:
+        for home in checkpoint_folders(run):
+            if home.path.exists():
+                shutil.rmtree(home.path)
+    except OSError as error:
+        _log.warning("study: the checkpoints of %s could not be removed (%s)", run.address, reason(error))
 
 
 def log_of(cell: Cell) -> Path:

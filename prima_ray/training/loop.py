@@ -23,6 +23,7 @@ from torch import Tensor
 
 from prima_ray.base import PrimaError, hash_json, hash_key
 from prima_ray.data.batch import ImageTextBatch
+from prima_ray.data.fetched import CHECKPOINTS
 from prima_ray.data.plan import num_steps, plan_epoch, plan_steps, rank_rows
 from prima_ray.data.schema import join, read_manifest
 from prima_ray.data.storage import Folder, WorkingCopy
@@ -41,7 +42,6 @@ from prima_ray.training.task import AgreedError, Task, refuse_unkeyed
 from prima_ray.training.tracking import Tracker
 
 Rows = NDArray[np.int64]
-CHECKPOINTS = "checkpoints"
 KEPT_APART = (CHECKPOINTS, "ray", "run.json", ".lock")
 """Of a run on an object store: what is no file of the working copy, but written in place, or last, or not at all."""
 _LOST = "checkpoint_lost"

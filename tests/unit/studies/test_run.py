@@ -75,6 +75,20 @@ def test_nothing_finished_is_run_again(study: StudyConfig, monkeypatch: pytest.M
     assert before.stat().st_mtime_ns == stamp
 
 
+def test_a_finished_run_keeps_no_checkpoints(study: StudyConfig, make_study: Make) -> None:
+    """They are most of what it takes; the model answers as before, and a study that wants them keeps them."""
+    for variant in ("prima", "photos"):
+        assert not (cell_of(study, variant, 0).folder / "checkpoints").exists()
+    kept = make_study(keep_checkpoints=True)
+    figures = read_json(run_study(kept) / "metrics.json")["sets"]
+    assert figures == read_json(Path(study.out) / "metrics.json")["sets"]
+    folders = [cell_of(kept, "prima", fold).folder / "checkpoints" for fold in (0, 1)]
+    assert all(list(folder.iterdir()) for folder in folders)
+    # Taken up by one that does not want them: of runs that were finished before, too.
+    run_study(make_study())
+    assert not any(folder.exists() for folder in folders)
+
+
 def test_some_variants_come_first_and_the_others_another_time(make_study: Make) -> None:
     """In the same folder; the page says what waits, and how it was made."""
     claims = [["prima", "photos", "reading the attributes"], ["prima", "late", "fusion by a language model"]]
