@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from prima_ray.base import PrimaError
 from prima_ray.data.reader import RowReader, Rows
 from prima_ray.data.schema import Manifest
-from prima_ray.inference.predictor import Predictor
+from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 
 _COLUMNS = ("exam_id", "patient_id", "images", "attributes", "label")
 _MAX_CPU_ACTORS = 4
+ANSWER_SCHEMA = pa.schema(
+    [
+        ("probabilities", pa.list_(pa.float64())),
+        ("confidence", pa.float64()),
+        ("prediction_set", pa.list_(pa.string())),
+        ("abstained", pa.bool_()),
+        ("reasons", pa.list_(pa.struct([("cause", pa.string()), ("text", pa.string())]))),
+        ("novelty", pa.float64()),
+        ("warnings", pa.list_(pa.string())),
+    ]
+)
+"""What is kept of a `Diagnosis`, under the names of its JSON."""
+_PLACE, _MISTAKE = pa.field("row", pa.int64()), pa.field("mistake", pa.string())
 
 
 class _Worker:
@@ -29,24 +41,30 @@ class _Worker:
 
     def __init__(self, run: str, shards: str, manifest: Manifest, device: str) -> None:
         self._reader = RowReader(shards, manifest, columns=_COLUMNS)
-        self._num_classes = len(manifest.data_set.classes)
-        self._predictor: Predictor | PrimaError
+        self._diagnoser: Diagnoser | PrimaError
         try:
-            self._predictor = Predictor.load(run, device=device)
+            self._diagnoser = Diagnoser.load(run, device=device)
         except PrimaError as error:
-            self._predictor = error
+            self._diagnoser = error
 
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        count = len(rows["id"])
+    def __call__(self, rows: dict[str, Any]) -> pa.Table:
+        places = np.asarray(rows["id"], dtype=np.int64)
+        mistake = ""
         try:
-            if isinstance(self._predictor, PrimaError):
-                raise self._predictor
-            table: pa.Table = self._reader.read(np.asarray(rows["id"], dtype=np.int64), 0)
-            found, mistake = self._predictor.predict_tables([table]), ""
+            if isinstance(self._diagnoser, PrimaError):
+                raise self._diagnoser
+            found = _table(self._diagnoser.diagnose_table(self._reader.read(places, 0)))
         except PrimaError as error:
-            found = np.full((count, self._num_classes), np.nan)
+            found = pa.Table.from_pylist([{}] * len(places), schema=ANSWER_SCHEMA)
             mistake = json.dumps({"what": error.what, "where": error.where, "mend": error.mend})
-        return {"row": rows["id"], "probabilities": found, "mistake": np.full(count, mistake, dtype=object)}
+        return found.append_column(_PLACE, [places]).append_column(_MISTAKE, [[mistake] * len(places)])
+
+
+def _table(answers: Sequence[Diagnosis]) -> pa.Table:
+    kept = [item.as_dict() for item in answers]
+    return pa.Table.from_pylist(
+        [{**item, "probabilities": list(item["probabilities"].values())} for item in kept], schema=ANSWER_SCHEMA
+    )
 
 
 def predict_shards(
@@ -56,8 +74,8 @@ def predict_shards(
     *,
     batch_size: int = 32,
     progress: Callable[[int], object] | None = None,
-) -> Iterator[tuple[Rows, NDArray[np.float64]]]:
-    """(row numbers, probabilities) of every exam, batch by batch, in the shards' order.
+) -> Iterator[tuple[Rows, pa.Table]]:
+    """(row numbers, answers by `ANSWER_SCHEMA`) of every exam, batch by batch, in the shards' order.
 
     An actor a GPU where the cluster has any, else as many as leave a CPU to Ray Data, up to four.
 
@@ -86,11 +104,10 @@ def predict_shards(
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_gpus=1 if gpus else None,
     )
-    for batch in mapped.iter_batches(batch_size=None, batch_format="numpy"):
-        for mistake in batch["mistake"]:
+    for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for mistake in batch["mistake"].to_pylist():
             if mistake:
                 raise PrimaError(**json.loads(mistake))
-        rows = np.asarray(batch["row"], dtype=np.int64)
         if progress:
-            progress(len(rows))
-        yield rows, np.asarray(batch["probabilities"], dtype=np.float64)
+            progress(len(batch))
+        yield batch["row"].to_numpy(), batch.select(ANSWER_SCHEMA.names)

@@ -186,13 +186,29 @@ class Diagnoser:
             places = list(tables)
             found = self._answer(
                 batch,
-                [exams[place] for place in places],
+                [normalise_attributes(self.predictor.data_set, exams[place].attributes) for place in places],
                 [_sizes(tables[place]) for place in places],
                 [wanted[place] for place in places],
                 clock,
             )
             answers |= dict(zip(places, found, strict=True))
         return [answers[place] for place in range(len(exams))]
+
+    def diagnose_table(self, table: pa.Table) -> list[Diagnosis]:
+        """Answer rows of the shard schema, one forward pass. Of an exam's photos the first are read, as many as the
+        model takes; attributes that it does not read are not looked at.
+
+        Raises:
+            PrimaError: a photo cannot be decoded, or the model is damaged.
+        """
+        most = self.predictor.config.views.max_photos
+        return self._answer(
+            self.predictor.collate(table),
+            [self._given(dict(pairs or ())) for pairs in table["attributes"].to_pylist()],
+            [_sizes(table.slice(row, 1))[:most] for row in range(len(table))],
+            [False] * len(table),
+            _Clock(),
+        )
 
     def _collate(self, tables: dict[int, pa.Table], answers: dict[int, Answer]) -> ImageTextBatch | None:
         """The batch of the exams that can be read; what cannot moves from ``tables`` to ``answers``."""
@@ -213,7 +229,7 @@ class Diagnoser:
     def _answer(
         self,
         batch: ImageTextBatch,
-        exams: Sequence[Exam],
+        attributes: Sequence[Mapping[str, str]],
         sizes: Sequence[Sequence[tuple[int, int]]],
         explained: Sequence[bool],
         clock: _Clock,
@@ -223,7 +239,6 @@ class Diagnoser:
             encoded = predictor.encode(batch)
         with clock.timing("fuse"):
             logits = predictor.logits(encoded)
-        attributes = [normalise_attributes(predictor.data_set, exam.attributes) for exam in exams]
         completeness = predictor.calibration.completeness(attributes)
         probabilities = predictor.calibration.probabilities(logits, completeness)
         sets = predictor.calibration.sets(probabilities, completeness)
@@ -258,7 +273,7 @@ class Diagnoser:
                 explanation=explanations.get(row),
                 timings=clock.seconds,
             )
-            for row in range(len(exams))
+            for row in range(len(attributes))
         ]
 
     def _photos(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from prima_ray.base import PrimaError, is_uri, write_atomic
@@ -199,7 +200,8 @@ def _explained(prediction: str, explanation: dict[str, Any]) -> Iterator[str]:
 
 
 def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
-    """Every exam of a shard folder, by Ray Data, into `predictions.parquet`'s columns.
+    """Every exam of a shard folder, by Ray Data, into `predictions.parquet`'s columns and those of an answer: its
+    confidence, its prediction set, whether and why it abstains, how strange its photos are, and its warnings.
 
     Raises:
         PrimaError: the file exists or cannot be written, or the shards describe other classes or attributes than the
@@ -207,7 +209,7 @@ def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
     """
     from tqdm import tqdm
 
-    from prima_ray.inference.batch import predict_shards
+    from prima_ray.inference.batch import ANSWER_SCHEMA, predict_shards
     from prima_ray.stages.training import write_predictions
     from prima_ray.training.cluster import connect
     from prima_ray.training.config import RayContextConfig
@@ -219,12 +221,18 @@ def predict_folder(run_dir: str, shards: str, out: str | Path) -> None:
     check_model(run_dir)
     connect(RayContextConfig(), num_workers=0)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    probabilities = np.full((len(index), len(config.data_set.classes)), np.nan)
+    places, answers = [np.zeros(0, dtype=np.int64)], [ANSWER_SCHEMA.empty_table()]
     with tqdm(total=len(index), desc="predict", unit="exam", file=sys.stderr, mininterval=1.0) as bar:
         run, folder = (item if is_uri(item) else str(Path(item).resolve()) for item in (run_dir, shards))
         for rows, found in predict_shards(run, folder, index.manifest, progress=bar.update):
-            probabilities[rows] = found
-    write_predictions(out, index, np.arange(len(index)), index.folds(_split(run_dir)), torch.from_numpy(probabilities))
+            places.append(rows)
+            answers.append(found)
+    rows, found = np.concatenate(places), pa.concat_tables(answers)
+    values = found["probabilities"].combine_chunks().flatten().to_numpy()
+    probabilities = torch.from_numpy(values.reshape(len(rows), len(config.data_set.classes)).copy())
+    write_predictions(
+        out, index, rows, index.folds(_split(run_dir)), probabilities, further=found.drop_columns("probabilities")
+    )
     _log.info("%d exams predicted", len(index))
 
 

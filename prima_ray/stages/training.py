@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -361,11 +363,20 @@ def _observe(trained: Trained, config: TrainingConfig, rows: Rows) -> dict[str, 
     return {key: torch.cat(values) for key, values in observed.items()}
 
 
-def write_predictions(path: str | Path, index: ExamIndex, rows: Rows, folds: Rows, probabilities: Tensor) -> None:
-    """`predictions.parquet`: exam_id, label, fold, prediction, prob_<CLASS>... of ``rows``, (N, C) probabilities."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def write_predictions(
+    path: str | Path,
+    index: ExamIndex,
+    rows: Rows,
+    folds: Rows,
+    probabilities: Tensor,
+    *,
+    further: pa.Table | None = None,
+) -> None:
+    """`predictions.parquet`: exam_id, label, fold, prediction, prob_<CLASS>... of ``rows``, (N, C) probabilities.
 
+    Args:
+        further: columns behind these, N rows.
+    """
     names = index.manifest.data_set.class_names
     values = probabilities.double().numpy()
     predicted = values.argmax(axis=1) if len(values) else np.zeros(0, dtype=np.int64)
@@ -376,6 +387,7 @@ def write_predictions(path: str | Path, index: ExamIndex, rows: Rows, folds: Row
             "fold": pa.array(folds[rows], pa.int32()),
             "prediction": pa.array([names[position] for position in predicted], pa.string()),
             **{f"prob_{name}": pa.array(values[:, position], pa.float64()) for position, name in enumerate(names)},
+            **({} if further is None else dict(zip(further.column_names, further.columns, strict=True))),
         }
     )
     sink = pa.BufferOutputStream()

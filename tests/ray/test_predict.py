@@ -30,7 +30,8 @@ def test_every_exam_of_the_shards_gets_what_the_run_wrote_of_it(
     assert main(["predict", str(tiny_fuse), "--shards", labelled_shards, "--out", str(out)]) == 0
     assert capfd.readouterr().out.splitlines()[-1] == f"run: {out}"
     found, recorded = by_exam(out), by_exam(tiny_fuse / "predictions.parquet")
-    assert pq.read_schema(out).names == pq.read_schema(tiny_fuse / "predictions.parquet").names
+    answers = ["confidence", "prediction_set", "abstained", "reasons", "novelty", "warnings"]
+    assert pq.read_schema(out).names == [*pq.read_schema(tiny_fuse / "predictions.parquet").names, *answers]
     # In the order of the shards, and all of them: exams without a diagnosis as well.
     assert list(found) == [f"e{number:03}" for number in range(40)]
     assert len(recorded) > 12
@@ -39,6 +40,11 @@ def test_every_exam_of_the_shards_gets_what_the_run_wrote_of_it(
             [row[key] for key in PROBABILITIES], abs=1e-5
         )
         assert all(found[name][key] == row[key] for key in ("label", "fold", "prediction"))
+    for row in found.values():
+        assert row["confidence"] == max(row[key] for key in PROBABILITIES)
+        assert row["prediction_set"][0] == row["prediction"]
+        assert row["abstained"] == bool(row["reasons"])
+        assert {item["cause"] for item in row["reasons"]} <= {"uncertain", "out_of_distribution", "image_unusable"}
     assert sum(row["label"] is None for row in found.values()) == 5
     assert [item.name for item in out.parent.iterdir()] == ["p.parquet"]
 

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from prima_ray.base import PrimaError
 from prima_ray.data.images import ImageRejected, decode_image
+from prima_ray.data.schema import SHARD_SCHEMA
 from prima_ray.inference.bundle import model_version
 from prima_ray.inference.diagnosis import Diagnoser, Diagnosis
 from prima_ray.inference.explanation import NO_ATTRIBUTES, NO_CORPUS, NO_HEADS, NO_WORDS
@@ -46,6 +48,29 @@ def test_an_answer_says_what_it_is(tiny_fuse: Path) -> None:
     assert (found.attributes_used, found.attributes_missing) == ({"itch": "true", "age": "61"}, ("region",))
     assert set(found.timings) >= {"decode", "encode", "fuse"}
     assert json.loads(json.dumps(found.as_dict()))["prediction_set"] == list(found.prediction_set)
+
+
+def test_rows_of_shards_get_the_answers_of_exams(tiny_fuse: Path) -> None:
+    """Of more photos than the model reads the first count; what it does not read may be anything."""
+    diagnoser = Diagnoser.load(tiny_fuse)
+    most = diagnoser.predictor.config.views.max_photos
+    exams = [
+        Exam((photo(0),), {}),
+        Exam((photo(1), photo(2)), {"itch": True, "age": 61}),
+        Exam(tuple(photo(seed) for seed in range(most)), {"region": "face"}),
+    ]
+    rows = [diagnoser.predictor.exam_table(exam).to_pylist()[0] for exam in exams]
+    rows[2]["images"].append(rows[0]["images"][0])
+    rows[1]["attributes"].append(("of another data set", "?"))
+    found = diagnoser.diagnose_table(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))
+    for one, other in zip(found, diagnoser.diagnose(exams), strict=True):
+        assert isinstance(other, Diagnosis)
+        mine, theirs = one.as_dict(), other.as_dict()
+        for key in ("probabilities", "confidence", "novelty"):
+            assert mine.pop(key) == pytest.approx(theirs.pop(key), abs=1e-6), key
+        # Words with figures in them, which may differ in their last digit.
+        assert [item["cause"] for item in mine.pop("reasons")] == [item["cause"] for item in theirs.pop("reasons")]
+        assert mine == theirs
 
 
 def test_a_bad_exam_spoils_no_other(tiny_fuse: Path) -> None:
