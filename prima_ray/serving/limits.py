@@ -24,6 +24,16 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _QUICKLY_PARSED = 64 * 1024
 """Bytes that are parsed within a millisecond, about what asking another thread takes."""
+_MANY = 1000
+"""Photos of a form that are counted; of more it is no request."""
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "dict_type": "expected an object",
+    "string_type": "expected a text",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+}
+"""In words of JSON what pydantic says in those of Python."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*+={0,2}\s*")
 
 
@@ -74,6 +84,9 @@ async def read_body(receive: Receive, headers: Headers, limits: LimitsConfig) ->
     Raises:
         HttpProblem: 413 as soon as it is known to be too large, 408 when it takes too long.
     """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise HttpProblem(415, "a body with a Content-Encoding is not read: send it as it is", reason="encoding")
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.max_body_bytes:
         raise _too_large(limits)
@@ -109,6 +122,8 @@ async def parse_request(
     Raises:
         HttpProblem: 400, 413, 415 or 422; the text names what is wrong.
     """
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HttpProblem(415, "a body with a Content-Encoding is not read: send it as it is", reason="encoding")
     kind = headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "application/json":
         if len(body) <= _QUICKLY_PARSED:
@@ -176,7 +191,7 @@ def _validated(raw: dict[str, Any]) -> DiagnosisRequest:
         if first["type"] == "extra_forbidden":
             known = ", ".join(DiagnosisRequest.model_fields)
             raise HttpProblem(422, f"unknown key {key[:60]!r}; known: {known}", reason="schema") from None
-        message = first["msg"]
+        message = _EXPECTED.get(first["type"], first["msg"])
         if key.startswith("attributes."):
             message = "expected a text, a number, true, false or null"
         raise HttpProblem(422, f"{key[:80]}: {message}", reason="schema") from None
@@ -215,9 +230,10 @@ async def _from_multipart(
         parser = _InMemory(
             headers,
             cast(Any, once()),
-            max_files=MAX_IMAGES + 1,
+            # Of the body, which is bounded: how many photos, and how much of a part, is told as it is of JSON.
+            max_files=_MANY,
             max_fields=4,
-            max_part_size=limits.max_attributes_bytes,
+            max_part_size=limits.max_body_bytes,
         )
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeDecodeError, ValueError) as error:
@@ -229,7 +245,7 @@ async def _from_multipart(
         if name == "images" and isinstance(value, UploadFile):
             photos.append(await value.read())
         elif name in ("attributes", "explain") and name not in fields:
-            fields[name] = await _text(value)
+            fields[name] = await _text(value, limits)
         else:
             raise HttpProblem(
                 422, "unknown or repeated part; known: images (files), attributes (JSON), explain", reason="schema"
@@ -249,11 +265,12 @@ async def _from_multipart(
     return tuple(photos), found, explain == "true"
 
 
-async def _text(value: UploadFile | str) -> str:
-    if isinstance(value, str):
-        return value
+async def _text(value: UploadFile | str, limits: LimitsConfig) -> str:
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else await value.read()
+    if len(data) > limits.max_attributes_bytes:
+        raise _much_said(limits)
     try:
-        return (await value.read()).decode("utf-8")
+        return data.decode("utf-8", "surrogatepass" if isinstance(value, str) else "strict")
     except UnicodeDecodeError:
         raise HttpProblem(400, "the attributes are not UTF-8", reason="multipart") from None
 
@@ -264,9 +281,13 @@ def check_attributes(attributes: dict[str, Scalar], limits: LimitsConfig) -> Non
     """
     size = sum(len(name) + (len(value) if isinstance(value, str) else 8) for name, value in attributes.items())
     if size > limits.max_attributes_bytes:
-        raise HttpProblem(
-            413, f"the attributes have more than {limits.max_attributes_bytes} bytes", reason="attributes_too_large"
-        )
+        raise _much_said(limits)
+
+
+def _much_said(limits: LimitsConfig) -> HttpProblem:
+    return HttpProblem(
+        413, f"the attributes have more than {limits.max_attributes_bytes} bytes", reason="attributes_too_large"
+    )
 
 
 def check_photos(photos: tuple[bytes, ...], limits: LimitsConfig) -> None:
