@@ -19,7 +19,7 @@ def planned(name: str, shards: str) -> tuple[StudyConfig, dict[str, Cell]]:
     return study, plan_study(study, ExamIndex.read(shards))[0]
 
 
-@pytest.mark.parametrize(("name", "runs"), [("table1", 5), ("table3", 28), ("search", 7)])
+@pytest.mark.parametrize(("name", "runs"), [("table1", 5), ("table3", 28), ("search", 18)])
 def test_it_can_be_planned(name: str, runs: int, labelled_shards: str) -> None:
     study, cells = planned(name, labelled_shards)
     assert len(cells) == runs
