@@ -45,8 +45,8 @@ def build_report(metrics: Mapping[str, Any], data_set: DataSetConfig, command: s
     return Report(
         title=metrics["title"] or f"{data_set.title or data_set.name}: a study",
         subtitle=f"{whole['num_exams']} exams of {whole['num_patients']} patients of "
-        f"{data_set.title or data_set.name}; {_count(len(folds), 'test fold')} grouped by {metrics['split']}, "
-        f"{_count(len(seeds), 'seed')}. Everything that is chosen is chosen on validation folds; "
+        f"{data_set.title or data_set.name}; {count_of(len(folds), 'test fold')} grouped by {metrics['split']}, "
+        f"{count_of(len(seeds), 'seed')}. Everything that is chosen is chosen on validation folds; "
         + ("no test fold was looked at." if searched else "each test fold is touched once."),
         verdict=verdict_sentences(metrics),
         warnings=_warnings(metrics, names),
@@ -261,5 +261,5 @@ def _choice_section(metrics: Mapping[str, Any], names: Mapping[str, str]) -> Sec
     )
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

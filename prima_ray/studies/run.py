@@ -17,7 +17,7 @@ from prima_ray.stages.rundir import is_unvetted
 from prima_ray.studies.answers import answer_cells, choose_runs, fold_data, gather_answers
 from prima_ray.studies.cells import Cell, CellPlanner, plan_study
 from prima_ray.studies.config import StudyConfig
-from prima_ray.studies.report import build_report, verdict_sentences
+from prima_ray.studies.report import build_report, count_of, verdict_sentences
 from prima_ray.studies.results import figures
 from prima_ray.studies.schedule import Progress, duration, log_of, recorded_seconds, run_cells
 
@@ -84,7 +84,8 @@ def _announce(config: StudyConfig, cells: Mapping[str, Cell]) -> None:
     for cell in cells.values():
         stages[cell.stage] += 1
     told = ", ".join(f"{count} {stage}" for stage, count in stages.items()) or "none"
-    _log.info("study: %d variants, %d runs (%s)", len(config.variants), len(cells), told)
+    variants, runs = count_of(len(config.variants), "variant"), count_of(len(cells), "run")
+    _log.info("study: %s, %s (%s)", variants, runs, told)
 
 
 def run_all(config: StudyConfig, cells: Mapping[str, Cell]) -> Progress:
@@ -110,7 +111,7 @@ def _times(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
 
 def _tell_times(runs: Mapping[str, Mapping[str, Any]]) -> None:
     for name, item in runs.items():
-        _log.info("study: %s: %d runs, %s in all", name, item["runs"], duration(item["seconds"]))
+        _log.info("study: %s: %s, %s in all", name, count_of(item["runs"], "run"), duration(item["seconds"]))
 
 
 def refuse_failed(progress: Progress) -> None:

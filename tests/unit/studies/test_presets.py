@@ -11,7 +11,7 @@ from prima_ray.data.plan import ExamIndex
 from prima_ray.studies.cells import Cell, plan_study
 from prima_ray.studies.config import LateFusionVariant, StudyConfig
 
-CONFIGS = Path(__file__).parents[3] / "jobs" / "configs" / "pad_ufes_20"
+CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
 
 
 def planned(name: str, shards: str) -> tuple[StudyConfig, dict[str, Cell]]:
@@ -19,7 +19,10 @@ def planned(name: str, shards: str) -> tuple[StudyConfig, dict[str, Cell]]:
     return study, plan_study(study, ExamIndex.read(shards))[0]
 
 
-@pytest.mark.parametrize(("name", "runs"), [("table1", 5), ("table3", 28), ("search", 18)])
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [("pad_ufes_20/table1", 5), ("pad_ufes_20/table3", 28), ("pad_ufes_20/search", 18), ("phantoms/study", 5)],
+)
 def test_it_can_be_planned(name: str, runs: int, labelled_shards: str) -> None:
     study, cells = planned(name, labelled_shards)
     assert len(cells) == runs
@@ -29,7 +32,7 @@ def test_it_can_be_planned(name: str, runs: int, labelled_shards: str) -> None:
 
 
 def test_both_tables_share_primas_runs(labelled_shards: str) -> None:
-    (_, first), (_, third) = (planned(name, labelled_shards) for name in ("table1", "table3"))
+    (_, first), (_, third) = (planned(name, labelled_shards) for name in ("pad_ufes_20/table1", "pad_ufes_20/table3"))
     assert {cell.recipe for key, cell in first.items() if key in third} == {"align", "finetune", "fuse"}
     # The same folder too: whoever is first trains it.
     assert all(cell.folder == third[key].folder for key, cell in first.items() if key in third)
