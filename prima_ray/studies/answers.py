@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from prima_ray.base import PrimaError, StrictConfig, hash_json, write_atomic, write_json
+from prima_ray.data.description import DataSetConfig
 from prima_ray.data.plan import ExamIndex, Roles, split_roles
 from prima_ray.data.run_record import RECORD
-from prima_ray.evaluation.baselines import check_options, mask_blocks, metadata_baseline
+from prima_ray.evaluation.baselines import Baseline, check_options, mask_blocks, metadata_baseline
 from prima_ray.evaluation.metrics import Probabilities, headline
 from prima_ray.inference.predictor import Predictor
 from prima_ray.stages.row_sets import read_predictions, shard_tables, single_photos
@@ -186,16 +187,8 @@ def metadata_answers(variant: MetadataVariant, data: FoldData) -> Answers:
     data_set = index.manifest.data_set
     train, val, test = (index.attribute_rows(rows) for rows in (roles.train, roles.val, roles.test))
     both = np.sort(np.concatenate([roles.train, roles.val]))
-    found, scores = [], []
-    for options in variant.candidates:
-        check_options(variant.model, options)
-        model = metadata_baseline(
-            variant.title, data_set, blocks=variant.blocks, classifier=variant.model, options=options
-        )
-        if model is None:
-            raise PrimaError(f"{data_set.name} has no attribute that `{variant.title}` could read")
-        found.append(model)
-        scores.append(data.score(model.fit_predict(train, index.labels[roles.train], val, data.num_classes)))
+    found = _classifiers(variant, data_set)
+    scores = [data.score(model.fit_predict(train, index.labels[roles.train], val, data.num_classes)) for model in found]
     number = int(np.argmax(scores))
     best = found[number]
     known, labels = index.attribute_rows(both), index.labels[both]
@@ -208,6 +201,39 @@ def metadata_answers(variant: MetadataVariant, data: FoldData) -> Answers:
         chosen=number,
         scores=tuple(scores),
     )
+
+
+def _classifiers(variant: MetadataVariant, data_set: DataSetConfig) -> list[Baseline]:
+    """Its candidates."""
+    found = []
+    for options in variant.candidates:
+        check_options(variant.model, options)
+        model = metadata_baseline(
+            variant.title, data_set, blocks=variant.blocks, classifier=variant.model, options=options
+        )
+        if model is None:
+            raise PrimaError(f"{data_set.name} has no attribute that `{variant.title}` could read")
+        found.append(model)
+    return found
+
+
+def check_classifiers(study: StudyConfig, data: FoldData) -> None:
+    """Every candidate learns from one fold: a mistake in its options is told before hours of training, not behind them.
+
+    Raises:
+        PrimaError: see `metadata_answers`; or the classifier refuses an option's value.
+    """
+    index, rows = data.index, data.roles.train
+    known, labels = index.attribute_rows(rows), index.labels[rows]
+    for name, variant in study.variants.items():
+        if not isinstance(variant, MetadataVariant):
+            continue
+        for model in _classifiers(variant, index.manifest.data_set):
+            try:
+                model.fit_predict(known, labels, known[:1], data.num_classes)
+            except (TypeError, ValueError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise PrimaError(f"variants.{name}: {variant.model} with {dict(model.options)}: {reason}") from None
 
 
 def late_fusion_answers(variant: LateFusionVariant, parts: Sequence[Answers], data: FoldData) -> Answers:

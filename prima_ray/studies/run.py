@@ -14,7 +14,7 @@ from prima_ray.data.run_record import RECORD
 from prima_ray.evaluation.report import render, text_table
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.rundir import is_unvetted
-from prima_ray.studies.answers import answer_cells, choose_runs, fold_data, gather_answers
+from prima_ray.studies.answers import answer_cells, check_classifiers, choose_runs, fold_data, gather_answers
 from prima_ray.studies.cells import Cell, CellPlanner, plan_study
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.report import build_report, count_of, verdict_sentences
@@ -39,9 +39,10 @@ def run_study(config: StudyConfig) -> Path:
         shards = shards_of(config)
         index = ExamIndex.read(shards)
         cells, asked = plan_study(config, index)
+        data = fold_data(config, index)
+        check_classifiers(config, next(iter(data.values())))
         _announce(config, cells)
         progress = run_all(config, cells)
-        data = fold_data(config, index)
         chosen = choose_runs(data, cells, asked)
         asks = config.scored_on == "test"
         further = answer_cells(config, [cell for cell, _ in chosen.values()], shards) if asks else {}

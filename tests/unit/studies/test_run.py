@@ -165,6 +165,24 @@ def test_the_command_line(tmp_path: Path, labelled_shards: str, capsys: pytest.C
     assert "logistic_regression has no option 'c'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"c": 1.0}, "logistic_regression has no option 'c'"),
+        ({"C": -1.0}, r"variants.metadata: logistic_regression with {'C': -1.0}: The 'C' parameter"),
+    ],
+)
+def test_options_that_no_classifier_takes_are_told_before_anything_is_trained(
+    make_study: Make, options: dict[str, float], message: str
+) -> None:
+    variants = make_study().model_dump(mode="json")["variants"]
+    variants["metadata"]["candidates"] = [{}, options]
+    study = make_study(variants=variants)
+    with pytest.raises(PrimaError, match=message):
+        run_study(study)
+    assert not (Path(study.out).parent / "cells").exists()
+
+
 @pytest.fixture
 def data(labelled_shards: str) -> FoldData:
     index = ExamIndex.read(labelled_shards)
