@@ -186,12 +186,12 @@ def metadata_answers(variant: MetadataVariant, data: FoldData) -> Answers:
     index, roles = data.index, data.roles
     data_set = index.manifest.data_set
     train, val, test = (index.attribute_rows(rows) for rows in (roles.train, roles.val, roles.test))
-    both = np.sort(np.concatenate([roles.train, roles.val]))
+    learned = np.sort(np.concatenate([roles.train, roles.val])) if variant.refit else roles.train
     found = _classifiers(variant, data_set)
     scores = [data.score(model.fit_predict(train, index.labels[roles.train], val, data.num_classes)) for model in found]
     number = int(np.argmax(scores))
     best = found[number]
-    known, labels = index.attribute_rows(both), index.labels[both]
+    known, labels = index.attribute_rows(learned), index.labels[learned]
     answers = best.fit_predict(known, labels, test, data.num_classes)
     return Answers(
         val=best.fit_predict(train, index.labels[roles.train], val, data.num_classes),

@@ -42,12 +42,15 @@ class TrainedVariant(StrictConfig):
 
 
 class MetadataVariant(StrictConfig):
-    """A classifier of the attributes alone. Chosen on the validation fold, then fitted on it too: it stops nowhere."""
+    """A classifier of the attributes alone, chosen on the validation fold."""
 
     kind: Literal["metadata"] = "metadata"
     title: str
     model: ClassifierKind = "logistic_regression"
     blocks: BlockUse = "keep"
+    refit: bool = True
+    """Fitted on the validation fold too once it is chosen, for it stops nowhere; False leaves it as many exams as what
+    is trained has."""
     candidates: tuple[Changes, ...] = Field(default=({},), min_length=1)
     """Options of scikit-learn's class: `{C: 0.1}`."""
 

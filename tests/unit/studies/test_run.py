@@ -208,16 +208,20 @@ def test_late_fusion_adds_log_probabilities_by_the_weights_that_are_best_on_vali
     np.testing.assert_allclose(found.test, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-9)
 
 
-def test_a_classifier_of_attributes_is_chosen_on_validation_and_learns_from_it_afterwards(data: FoldData) -> None:
-    variant = MetadataVariant(title="lr", candidates=({"C": 1e-6}, {"C": 1.0}))
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_classifier_of_attributes_is_chosen_on_validation_and_learns_from_it_afterwards(
+    data: FoldData, refit: bool
+) -> None:
+    variant = MetadataVariant(title="lr", candidates=({"C": 1e-6}, {"C": 1.0}), refit=refit)
     found = metadata_answers(variant, data)
     assert found.scores[found.chosen] == max(found.scores)
     from prima_ray.evaluation.baselines import metadata_baseline
 
-    both = np.sort(np.concatenate([data.roles.train, data.roles.val]))
+    learned = np.sort(np.concatenate([data.roles.train, data.roles.val])) if refit else data.roles.train
     model = metadata_baseline("", data.index.manifest.data_set, options=variant.candidates[found.chosen])
     assert model is not None
     index = data.index
-    wanted = model.fit_predict(index.attribute_rows(both), index.labels[both], index.attribute_rows(data.roles.test), 3)
+    test = index.attribute_rows(data.roles.test)
+    wanted = model.fit_predict(index.attribute_rows(learned), index.labels[learned], test, 3)
     np.testing.assert_allclose(found.test, wanted)
     assert found.photos.shape == (int(index.num_images[data.roles.test].sum()), 3)
