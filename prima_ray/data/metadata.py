@@ -204,18 +204,42 @@ class SoftTargetConfig(StrictConfig):
         return self.include_label or self.targets == "labels"
 
 
+Numbers = Literal["standard", "bins"]
+_FARTHEST = 3.0
+"""Standard deviations that a number may lie from the mean: a slip of the pen must not outweigh all else."""
+
+
 class _Block(StrictConfig):
     name: str
-    kind: Literal["values", "bins", "label"]
+    kind: Literal["values", "bins", "number", "label"]
     values: tuple[str, ...] = ()
     """One dimension a value; another value is a zero block."""
     edges: tuple[float, ...] = ()
     """Inner edges: len(edges) + 1 bins; a value on an edge belongs to the upper one."""
+    mean: float = 0.0
+    spread: float = 1.0
+    """Of a number's training rows: it is (value - mean) / spread, and beside it 1 for "known"."""
     weight: float = 1.0
 
     @property
     def width(self) -> int:
-        return len(self.edges) + 1 if self.kind == "bins" else len(self.values)
+        match self.kind:
+            case "bins":
+                return len(self.edges) + 1
+            case "number":
+                return 2
+            case _:
+                return len(self.values)
+
+    @property
+    def dimensions(self) -> list[str]:
+        match self.kind:
+            case "bins":
+                return [f"{self.name}:bin {index}" for index in range(self.width)]
+            case "number":
+                return [f"{self.name}:standard", f"{self.name}:known"]
+            case _:
+                return [f"{self.name}={value}" for value in self.values]
 
 
 class SoftTargetEncoder(StrictConfig):
@@ -260,27 +284,35 @@ class SoftTargetEncoder(StrictConfig):
 
     @classmethod
     def fit_vector(
-        cls, rows: Sequence[Mapping[str, str]], data_set: DataSetConfig, text: MetadataTextConfig, *, bins: int
+        cls,
+        rows: Sequence[Mapping[str, str]],
+        data_set: DataSetConfig,
+        text: MetadataTextConfig,
+        *,
+        numbers: Numbers = "standard",
+        bins: int = 8,
     ) -> Self:
-        """The attributes that a text speaks of as a one-hot vector to be read, weights 1.
+        """The attributes that a text speaks of as a vector to be read, weights 1; of a missing value all zeros.
+
+        Args:
+            rows: the training rows.
+            numbers: standardised, with a 1 beside them where they are known; or one-hot by quantile bins.
+            bins: how many of these.
 
         Raises:
             PrimaError: nothing is left of it.
         """
         names = tuple(item.name for item in text_attributes(data_set, text))
         config = SoftTargetConfig(attributes=names, masked=text.masked, disease_weight=1.0, bins=bins)
-        return cls.fit(rows, data_set, config)
+        found = cls.fit(rows, data_set, config)
+        if numbers == "bins":
+            return found
+        return cls(blocks=tuple(_as_number(block, rows) if block.kind == "bins" else block for block in found.blocks))
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """What each of the A dimensions stands for: ``region=FACE``, ``age:bin 2``."""
-        names: list[str] = []
-        for block in self.blocks:
-            if block.kind == "bins":
-                names.extend(f"{block.name}:bin {index}" for index in range(block.width))
-            else:
-                names.extend(f"{block.name}={value}" for value in block.values)
-        return tuple(names)
+        """What each of the A dimensions stands for: ``region=FACE``, ``age:bin 2``, ``age:standard``."""
+        return tuple(name for block in self.blocks for name in block.dimensions)
 
     @property
     def width(self) -> int:
@@ -301,6 +333,10 @@ class SoftTargetEncoder(StrictConfig):
             column: Sequence[str | None] = [row.get(block.name) for row in rows]
             if block.kind == "label":
                 column = labels if labels is not None else [None] * len(rows)
+            if block.kind == "number":
+                encoded[:, start : start + block.width] = block.weight * _standard(block, column)
+                start += block.width
+                continue
             positions = _positions(block, column)
             known = np.flatnonzero(positions >= 0)
             encoded[known, start + positions[known]] = block.weight
@@ -334,6 +370,23 @@ def _fit_block(attribute: AttributeConfig, rows: Sequence[Mapping[str, str]], *,
         case _:
             values = tuple(sorted(set(seen)))
     return _Block(name=attribute.name, kind="values", values=values, weight=weight)
+
+
+def _as_number(block: _Block, rows: Sequence[Mapping[str, str]]) -> _Block:
+    seen = np.array([float(row[block.name]) for row in rows if block.name in row])
+    # Of one value all the same, no more can be told than that it is known.
+    return _Block(
+        name=block.name, kind="number", mean=float(seen.mean()), spread=float(seen.std()) or 1.0, weight=block.weight
+    )
+
+
+def _standard(block: _Block, column: Sequence[str | None]) -> NDArray[np.float64]:
+    """(N, 2): the standardised value and 1 where it is known, else zeros."""
+    found = np.zeros((len(column), 2))
+    for row, value in enumerate(column):
+        if value is not None:
+            found[row] = (float(value) - block.mean) / block.spread, 1.0
+    return np.clip(found, -_FARTHEST, _FARTHEST)
 
 
 def _positions(block: _Block, column: Sequence[str | None]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from prima_ray.base import InputPath, PrimaError, StrictConfig
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.fetched import local_copy
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, expand_names
+from prima_ray.data.metadata import MetadataTextConfig, Numbers, SoftTargetEncoder, expand_names
 from prima_ray.data.run_record import read_record
 from prima_ray.data.schema import read_manifest
 from prima_ray.data.views import ViewConfig
@@ -63,6 +63,8 @@ class FuseInputs(StrictConfig):
 class VectorConfig(StrictConfig):
     """The attributes that the text speaks of, one-hot: a missing value is a block of zeros."""
 
+    numbers: Numbers = "standard"
+    """(value - mean) / standard deviation of the training rows, with a 1 beside it where it is known; or `bins`."""
     bins: int = Field(default=8, ge=2)
     """Quantile bins of a number, from the training rows."""
 
@@ -222,7 +224,7 @@ def _vector(config: FuseConfig, plan: Plan, data_set: DataSetConfig) -> SoftTarg
     if config.vector is None:
         return None
     rows = plan.index.attribute_rows(plan.roles.train)
-    return SoftTargetEncoder.fit_vector(rows, data_set, config.text, bins=config.vector.bins)
+    return SoftTargetEncoder.fit_vector(rows, data_set, config.text, **config.vector.model_dump())
 
 
 def _attribute_expert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ KNOWN = {"region": "FACE", "itch": "true", "age": "61"}
 
 def collator(train: bool, **text: Any) -> Collator:
     config = MetadataTextConfig(**text)
-    encoder = SoftTargetEncoder.fit_vector([KNOWN, {**KNOWN, "age": "30"}], DATA_SET, config, bins=2)
+    encoder = SoftTargetEncoder.fit_vector([KNOWN, {**KNOWN, "age": "30"}], DATA_SET, config, numbers="bins", bins=2)
     tokenizer = TextTokenizer(OFFLINE_TEXT_MODEL, max_tokens=48)
     return Collator(data_set=DATA_SET, seed=0, train=train, text=config, tokenizer=tokenizer, vector=encoder)
 
@@ -54,6 +55,31 @@ def test_the_vector_is_one_hot_and_zero_where_nothing_is_known() -> None:
     said = [name for name, value in zip(collate.vector.dimensions, found[0].tolist(), strict=True) if value]
     assert said == ["region=FACE", "age:bin 1"]
     assert set(found[0].tolist()) == {0.0, 1.0}
+
+
+def test_numbers_are_standardised_and_known_or_not() -> None:
+    """Against float64: numpy's mean and standard deviation of the rows that have a value; far ones are held."""
+    ages = [30.0, 42.0, 61.0]
+    rows = [{"age": f"{age:g}", "region": "ARM"} for age in ages] + [{"region": "FACE"}]
+    encoder = SoftTargetEncoder.fit_vector(rows, DATA_SET, MetadataTextConfig())
+    at = {name: place for place, name in enumerate(encoder.dimensions)}
+    assert len(at) == encoder.width
+    assert not any(":bin" in name for name in at)
+    found = encoder.encode([*rows, {"age": "120"}])
+    wanted = [(age - np.mean(ages)) / np.std(ages) for age in ages]
+    np.testing.assert_allclose(found[:, at["age:standard"]], [*wanted, 0.0, 3.0], rtol=1e-6)
+    assert found[:, at["age:known"]].tolist() == [1.0, 1.0, 1.0, 0.0, 1.0]
+    assert found[3, at["region=FACE"]] == 1.0
+    again = SoftTargetEncoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
+    np.testing.assert_array_equal(again.encode(rows), found[:4])
+
+
+@pytest.mark.parametrize(("ages", "wanted"), [(["61", "61"], ["age:standard", "age:known"]), ([], [])])
+def test_a_number_that_never_varies_or_is_never_known(ages: list[str], wanted: list[str]) -> None:
+    rows = [{"age": age} for age in ages] or [{"itch": "true"}]
+    encoder = SoftTargetEncoder.fit_vector(rows, DATA_SET, MetadataTextConfig())
+    assert [name for name in encoder.dimensions if name.startswith("age")] == wanted
+    assert np.isfinite(encoder.encode([{"age": "30"}, {}])).all()
 
 
 def test_what_the_text_does_without_the_vector_does_without_too() -> None:
