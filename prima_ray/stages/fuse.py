@@ -61,7 +61,7 @@ class FuseInputs(StrictConfig):
 
 
 class VectorConfig(StrictConfig):
-    """The attributes that the text speaks of, one-hot: a missing value is a block of zeros."""
+    """The attributes that the text speaks of: one-hot, and numbers as `numbers` says; a missing value is all zeros."""
 
     numbers: Numbers = "standard"
     """(value - mean) / standard deviation of the training rows, with a 1 beside it where it is known; or `bins`."""
