@@ -333,13 +333,13 @@ class SoftTargetEncoder(StrictConfig):
             column: Sequence[str | None] = [row.get(block.name) for row in rows]
             if block.kind == "label":
                 column = labels if labels is not None else [None] * len(rows)
+            part = encoded[:, start : start + block.width]
             if block.kind == "number":
-                encoded[:, start : start + block.width] = block.weight * _standard(block, column)
-                start += block.width
-                continue
-            positions = _positions(block, column)
-            known = np.flatnonzero(positions >= 0)
-            encoded[known, start + positions[known]] = block.weight
+                part[:] = block.weight * _standard(block, column)
+            else:
+                positions = _positions(block, column)
+                known = np.flatnonzero(positions >= 0)
+                part[known, positions[known]] = block.weight
             start += block.width
         return encoded
 
