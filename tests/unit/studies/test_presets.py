@@ -21,7 +21,7 @@ def planned(name: str, shards: str) -> tuple[StudyConfig, dict[str, Cell]]:
 
 @pytest.mark.parametrize(
     ("name", "runs"),
-    [("pad_ufes_20/table1", 5), ("pad_ufes_20/table3", 28), ("pad_ufes_20/search", 19), ("phantoms/study", 5)],
+    [("pad_ufes_20/table1", 5), ("pad_ufes_20/table3", 28), ("pad_ufes_20/search", 18), ("phantoms/study", 5)],
 )
 def test_it_can_be_planned(name: str, runs: int, labelled_shards: str) -> None:
     study, cells = planned(name, labelled_shards)
