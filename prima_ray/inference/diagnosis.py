@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -187,7 +188,7 @@ class Diagnoser:
             found = self._answer(
                 batch,
                 [normalise_attributes(self.predictor.data_set, exams[place].attributes) for place in places],
-                [_sizes(tables[place]) for place in places],
+                _sizes(pa.concat_tables(tables.values())),
                 [wanted[place] for place in places],
                 clock,
             )
@@ -205,7 +206,7 @@ class Diagnoser:
         return self._answer(
             self.predictor.collate(table),
             [self._given(dict(pairs or ())) for pairs in table["attributes"].to_pylist()],
-            [_sizes(table.slice(row, 1))[:most] for row in range(len(table))],
+            [sizes[:most] for sizes in _sizes(table)],
             [False] * len(table),
             _Clock(),
         )
@@ -388,9 +389,14 @@ class _Photos:
         return max(self.novelty.values(), default=None)
 
 
-def _sizes(table: pa.Table) -> list[tuple[int, int]]:
-    """Width and height of each photo of an exam's row."""
-    return [(photo["width"], photo["height"]) for photo in table["images"][0].as_py()]
+def _sizes(table: pa.Table) -> list[list[tuple[int, int]]]:
+    """Width and height of each photo, exam by exam; the photos themselves are not touched."""
+    found = []
+    for exams in table["images"].chunks:
+        photos = exams.flatten()
+        sizes = zip(photos.field("width").to_pylist(), photos.field("height").to_pylist(), strict=True)
+        found += [list(islice(sizes, count)) for count in exams.value_lengths().to_pylist()]
+    return found
 
 
 class _Clock:

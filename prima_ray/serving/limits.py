@@ -84,9 +84,6 @@ async def read_body(receive: Receive, headers: Headers, limits: LimitsConfig) ->
     Raises:
         HttpProblem: 413 as soon as it is known to be too large, 408 when it takes too long.
     """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise HttpProblem(415, "a body with a Content-Encoding is not read: send it as it is", reason="encoding")
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.max_body_bytes:
         raise _too_large(limits)
