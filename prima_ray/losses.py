@@ -266,7 +266,7 @@ def metadata_similarity(
     """G_ij = <y_i, y_j> / tau_label, before any softmax.
 
     Args:
-        attributes: (N, A) the weighted one-hot vectors y (`data.metadata.SoftTargetEncoder`); for the ablation
+        attributes: (N, A) the weighted one-hot vectors y (`data.attribute_vectors.SoftTargetEncoder`); for the ablation
             `sup_con` they hold the class alone.
         temperature: tau_label.
 

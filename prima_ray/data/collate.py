@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from prima_ray.base import PrimaError, hash_key
+from prima_ray.data.attribute_vectors import SoftTargetEncoder
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.features import FeatureSpec, decode_columns
 from prima_ray.data.images import ImageRejected, decode_image
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, describe, draw_dropped, expand_names
+from prima_ray.data.metadata import MetadataTextConfig, describe, draw_dropped, expand_names
 from prima_ray.data.views import (
     ViewConfig,
     apply_augmentation,

@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from prima_ray.base import PrimaError, StrictConfig, hash_file, hash_json, read_json, write_json
+from prima_ray.data.attribute_vectors import SoftTargetEncoder
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, expand_names, text_attributes
+from prima_ray.data.metadata import MetadataTextConfig, expand_names, text_attributes
 from prima_ray.data.schema import join
 from prima_ray.data.views import ViewConfig
 from prima_ray.inference.calibration import Calibration

@@ -10,10 +10,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, StrictConfig, write_json
+from prima_ray.data.attribute_vectors import SoftTargetConfig, SoftTargetEncoder, choose_label_temperature
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.fetched import local_copy
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder, choose_label_temperature
+from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.run_record import CONFIG as RUN_CONFIG
 from prima_ray.data.run_record import read_record
 from prima_ray.data.schema import join

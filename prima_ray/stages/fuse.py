@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig
+from prima_ray.data.attribute_vectors import Numbers, SoftTargetEncoder
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig
 from prima_ray.data.fetched import local_copy
-from prima_ray.data.metadata import MetadataTextConfig, Numbers, SoftTargetEncoder, expand_names
+from prima_ray.data.metadata import MetadataTextConfig, expand_names
 from prima_ray.data.run_record import read_record
 from prima_ray.data.schema import read_manifest
 from prima_ray.data.views import ViewConfig

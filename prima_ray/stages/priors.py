@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from prima_ray.base import PrimaError, read_json, write_json
+from prima_ray.data.attribute_vectors import SoftTargetEncoder
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.fetched import local_copy
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder, text_attributes
+from prima_ray.data.metadata import MetadataTextConfig, text_attributes
 from prima_ray.knowledge.corpus import read_corpus
 from prima_ray.knowledge.priors import Priors, PriorsConfig, apply_priors, resolve_priors
 from prima_ray.knowledge.vetting import read_log, resolve

@@ -9,12 +9,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from prima_ray.data.attribute_vectors import SoftTargetEncoder
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig, compute_features
 from prima_ray.data.features import FeatureSet
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
+from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.views import ViewConfig
 from prima_ray.losses import AlignLossConfig, align_losses, condense_outputs
 from prima_ray.models.dual_encoder import DualEncoder, ProjectionConfig, ProjectionHeads, TemperatureConfig

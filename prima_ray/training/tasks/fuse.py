@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from prima_ray.base import PrimaError
+from prima_ray.data.attribute_vectors import SoftTargetEncoder
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
 from prima_ray.data.feature_writer import FeatureConfig, compute_features
 from prima_ray.data.features import FeatureSet
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
+from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.reader import Rows
 from prima_ray.data.views import ViewConfig
 from prima_ray.models.classifier import ImageClassifier

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from prima_ray.base import PrimaError
-from prima_ray.data.description import DataSetConfig
-from prima_ray.data.metadata import (
-    MetadataTextConfig,
+from prima_ray.data.attribute_vectors import (
     SoftTargetConfig,
     SoftTargetEncoder,
     choose_label_temperature,
-    describe,
-    draw_dropped,
     mean_self_target,
 )
+from prima_ray.data.description import DataSetConfig
+from prima_ray.data.metadata import MetadataTextConfig, describe, draw_dropped
 
 DATA_SET = DataSetConfig.model_validate(
     {

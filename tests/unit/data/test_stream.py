@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from prima_ray.base import PrimaError, hash_key
+from prima_ray.data.attribute_vectors import SoftTargetConfig, SoftTargetEncoder
 from prima_ray.data.batch import ImageTextBatch
 from prima_ray.data.collate import Collator
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder
+from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.plan import ExamIndex, plan_epoch, plan_steps, rank_rows
 from prima_ray.data.reader import PlannedRead, RowReader
 from prima_ray.data.schema import SHARD_SCHEMA, read_manifest

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from prima_ray.base import PrimaError
+from prima_ray.data.attribute_vectors import SoftTargetConfig, SoftTargetEncoder
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetConfig, SoftTargetEncoder, describe
+from prima_ray.data.metadata import MetadataTextConfig, describe
 from prima_ray.knowledge.corpus import Corpus, FactorLink
 from prima_ray.knowledge.priors import AttributePrior, Priors, PriorsConfig, apply_priors, resolve_priors
 from prima_ray.knowledge.vetting import Verdict, append, read_log, resolve

@@ -14,9 +14,10 @@ import torch
 
 from prima_ray.base import PrimaError
 from prima_ray.config import validate_config
+from prima_ray.data.attribute_vectors import SoftTargetEncoder
 from prima_ray.data.collate import Collator
 from prima_ray.data.description import DataSetConfig
-from prima_ray.data.metadata import MetadataTextConfig, SoftTargetEncoder
+from prima_ray.data.metadata import MetadataTextConfig
 from prima_ray.data.plan import ExamIndex
 from prima_ray.inference.predictor import Predictor
 from prima_ray.models.fusion import FusionInputs, Qwen3FusionConfig
@@ -61,7 +62,7 @@ def test_numbers_are_standardised_and_known_or_not() -> None:
     """Against float64: numpy's mean and standard deviation of the rows that have a value; far ones are held."""
     ages = [30.0, 42.0, 61.0]
     rows = [{"age": f"{age:g}", "region": "ARM"} for age in ages] + [{"region": "FACE"}]
-    encoder = SoftTargetEncoder.fit_vector(rows, DATA_SET, MetadataTextConfig())
+    encoder = SoftTargetEncoder.fit_vector(rows, DATA_SET, MetadataTextConfig(), numbers="standard", bins=8)
     at = {name: place for place, name in enumerate(encoder.dimensions)}
     assert len(at) == encoder.width
     assert not any(":bin" in name for name in at)
@@ -77,7 +78,7 @@ def test_numbers_are_standardised_and_known_or_not() -> None:
 @pytest.mark.parametrize(("ages", "wanted"), [(["61", "61"], ["age:standard", "age:known"]), ([], [])])
 def test_a_number_that_never_varies_or_is_never_known(ages: list[str], wanted: list[str]) -> None:
     rows = [{"age": age} for age in ages] or [{"itch": "true"}]
-    encoder = SoftTargetEncoder.fit_vector(rows, DATA_SET, MetadataTextConfig())
+    encoder = SoftTargetEncoder.fit_vector(rows, DATA_SET, MetadataTextConfig(), numbers="standard", bins=8)
     assert [name for name in encoder.dimensions if name.startswith("age")] == wanted
     assert np.isfinite(encoder.encode([{"age": "30"}, {}])).all()
 
