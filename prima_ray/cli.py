@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--final", metavar="RUN", help="then train ours on every fold, calibrated by the answers of the folds' models"
     )
+    command.add_argument("--so-far", action="store_true", help="train nothing: the page of what is finished already")
     command.set_defaults(run=_run_study)
 
     command = commands.add_parser("predict", help="diagnose one exam, or all exams of a shard folder")
@@ -254,9 +255,11 @@ def _run_study(arguments: argparse.Namespace) -> int:
     from prima_ray.studies.run import run_study
 
     config = load_config(StudyConfig, arguments.config, arguments.overrides)
+    if arguments.final and arguments.so_far:
+        raise PrimaError("--final trains, --so-far trains nothing", mend="Give one of them.")
     if arguments.final:
         check_final(config, arguments.final)
-    _answer(run_study, config)
+    _answer(run_study, config, train=not arguments.so_far)
     if arguments.final:
         _answer(train_final, config, arguments.final)
     return 0

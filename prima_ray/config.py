@@ -162,6 +162,8 @@ def _typed_paths(cls: type[BaseModel], keys: Sequence[str], value: Any) -> Any:
     """The value with what is a path in it made absolute: what is typed is relative to the working directory."""
     if isinstance(value, dict):
         return {key: _typed_paths(cls, [*keys, str(key)], inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed_paths(cls, keys, inner) for inner in value]
     if _is_input_path(cls, keys) and isinstance(value, str) and not is_uri(value) and not value.startswith("${"):
         return os.path.abspath(value)
     return value

@@ -95,6 +95,8 @@ class StudyConfig(StrictConfig):
     title: str = ""
     cells: str | None = None
     """Where the runs are kept, which studies may share; None: `cells` beside `out`."""
+    answers: tuple[InputPath, ...] = ()
+    """Files `answers.parquet` of studies: what they know of a run is taken from there, and it is not trained again."""
     split: Literal["patient", "lesion"] = "patient"
     folds: tuple[int, ...] | None = None
     """Test folds; None: all."""

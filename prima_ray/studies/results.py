@@ -31,8 +31,9 @@ from prima_ray.evaluation.evidence import belief_figures, operating_evidence, pl
 from prima_ray.evaluation.metrics import Figures, Probabilities, class_figures, headline_draws
 from prima_ray.evaluation.operating import SPECIFICITIES, positive_classes
 from prima_ray.evaluation.statistics import LEVEL, bootstrap, paired_differences, verdict
-from prima_ray.studies.answers import Answers, Everything, FoldData
+from prima_ray.studies.answers import Answers, Everything
 from prima_ray.studies.config import StudyConfig
+from prima_ray.studies.folds import FoldData
 
 TITLES = {
     "all": "All exams",

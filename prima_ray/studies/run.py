@@ -10,24 +10,29 @@ from typing import Any
 
 from prima_ray.base import PrimaError, write_atomic, write_json
 from prima_ray.data.plan import ExamIndex
-from prima_ray.data.run_record import RECORD
 from prima_ray.evaluation.report import render, text_table
 from prima_ray.stages.out_lock import open_alone
-from prima_ray.stages.rundir import is_unvetted
-from prima_ray.studies.answers import answer_cells, check_classifiers, choose_runs, fold_data, gather_answers
+from prima_ray.studies.answers import check_classifiers, choose_runs, gather_answers, runs_by_variant
+from prima_ray.studies.book import AnswerBook
 from prima_ray.studies.cells import Cell, CellPlanner, plan_study
 from prima_ray.studies.config import StudyConfig
+from prima_ray.studies.folds import fold_data
+from prima_ray.studies.published import FILE, RunFacts, write_published
 from prima_ray.studies.report import build_report, count_of, verdict_sentences
 from prima_ray.studies.results import figures
-from prima_ray.studies.schedule import Progress, duration, log_of, recorded_seconds, run_cells
+from prima_ray.studies.schedule import Progress, duration, log_of, run_cells
 
 _log = logging.getLogger(__name__)
-_HOW = frozenset({"context", "cpus_per_cell", "gpus_per_cell", "keep_checkpoints"})
-"""Keys that say where and how fast: a study may be taken up with other values."""
+_HOW = frozenset({"context", "cpus_per_cell", "gpus_per_cell", "keep_checkpoints", "answers"})
+"""Keys that say where, how fast and how much is trained: a study may be taken up with other values."""
 
 
-def run_study(config: StudyConfig) -> Path:
-    """Run a study to its end, or take it up where it stopped; returns the folder of `report.html` and `metrics.json`.
+def run_study(config: StudyConfig, *, train: bool = True) -> Path:
+    """Run a study to its end, or take it up where it stopped; returns the folder of `report.html`, `metrics.json` and
+    `answers.parquet`.
+
+    Args:
+        train: False runs nothing, and writes the page of what there is.
 
     Raises:
         PrimaError: a mistake in the study or in a config that it names, a fold that leaks, or a run that failed.
@@ -41,19 +46,27 @@ def run_study(config: StudyConfig) -> Path:
         cells, asked = plan_study(config, index)
         data = fold_data(config, index)
         check_classifiers(config, next(iter(data.values())))
+        book = AnswerBook(config, data)
         _announce(config, cells)
-        progress = run_all(config, cells)
-        chosen = choose_runs(data, cells, asked)
-        asks = config.scored_on == "test"
-        further = answer_cells(config, [cell for cell, _ in chosen.values()], shards) if asks else {}
-        run_all(config, {cell.key: cell for cell in further.values()})
-        everything = gather_answers(config, data, chosen, further)
+        if known := book.num_published(cells[key] for key in set(asked.values())):
+            _log.info("study: what %s said is published already", count_of(known, "run"))
+        # Where there is nothing to choose, a run is asked everything as soon as it is finished.
+        runs = [[cells[key] for key in keys] for keys in runs_by_variant(asked).values()]
+        wanted = [(cell, book.sets if len(mine) == 1 else ("val",)) for mine in runs for cell in mine]
+        progress = run_all(config, book.to_ask(cells, wanted) if train else {})
+        chosen = choose_runs(data, cells, asked, book)
+        wanted = [(cell, book.sets) for cell, _ in chosen.values()]
+        further = run_all(config, book.to_ask(cells, wanted) if train else {})
+        everything = gather_answers(config, data, chosen, book)
         if not everything[config.ours]:
             refuse_failed(progress)
+            refuse_failed(further)
+        published = book.to_publish(cells, [cell for mine in runs for cell in mine])
         metrics = figures(config, data, everything)
         metrics["waiting"] = [item.title for name, item in whole.variants.items() if name not in config.variants]
-        metrics["runs"] = _times(cells)
-        metrics["unvetted"] = any(is_unvetted(str(cell.folder)) for cell in cells.values())
+        metrics["runs"] = _times(cells, published.runs)
+        metrics["unvetted"] = any(facts.unvetted for facts in published.runs.values())
+        write_published(run.path / FILE, published, index.manifest.data_set.class_names)
         command = f"prima study {config.out}/config.yaml"
         if config.only is not None:
             command += f" --set 'only=[{','.join(config.only)}]'"
@@ -67,6 +80,7 @@ def run_study(config: StudyConfig) -> Path:
             _log.info("%s", sentence)
         _tell_times(metrics["runs"])
         refuse_failed(progress)
+        refuse_failed(further)
         return run.path
 
 
@@ -100,13 +114,12 @@ def run_all(config: StudyConfig, cells: Mapping[str, Cell]) -> Progress:
     )
 
 
-def _times(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
+def _times(cells: Mapping[str, Cell], runs: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for cell in cells.values():
-        if (cell.folder / RECORD).exists():
-            item = found.setdefault(cell.recipe, {"runs": 0, "seconds": 0.0})
-            item["runs"] += 1
-            item["seconds"] += recorded_seconds(cell)
+    for key, facts in runs.items():
+        item = found.setdefault(cells[key].recipe, {"runs": 0, "seconds": 0.0})
+        item["runs"] += 1
+        item["seconds"] += facts.seconds
     return found
 
 

@@ -210,7 +210,7 @@ def _with_ray(
             cell = ready.pop()
             if cell is None:
                 break
-            mine = {"num_cpus": 0} if _own_workers(cell) else {"num_cpus": cpus, "num_gpus": gpus}
+            mine = {"num_cpus": 0} if _claims_its_own(cell) else {"num_cpus": cpus, "num_gpus": gpus}
             running[task.options(**mine).remote(cell.work, cell.config, str(log_of(cell)), threads)] = cell
             progress.say(f"{cell.title} ...")
         if not running:
@@ -224,14 +224,21 @@ def _with_ray(
         ready.ended(cell, outcome)
 
 
+def _claims_its_own(cell: Cell) -> bool:
+    """A run with a Ray context claims what it needs, workers or Ray Data's actors. What it held itself it would wait
+    for, without end where nothing else is free.
+    """
+    return isinstance(getattr(cell.config, "context", None), RayContextConfig)
+
+
 def _own_workers(cell: Cell) -> int:
-    """Ray workers that a run brings; 0 for one with a local context."""
+    """Workers of Ray Train that a run brings."""
     config = cell.config
-    return config.worker_range[1] if isinstance(config, LoopConfig) and config.context.kind == "ray" else 0
+    return config.worker_range[1] if isinstance(config, LoopConfig) and _claims_its_own(cell) else 0
 
 
 def _share(cell: Cell, cpus: float) -> float:
-    """CPUs that a cell keeps busy."""
+    """CPUs that a cell keeps busy; what Ray Data does for one is counted as one cell's."""
     if isinstance(cell.config, LoopConfig) and isinstance(cell.config.context, RayContextConfig):
         return cell.config.worker_range[1] * cell.config.context.cpus_per_worker
     return cpus

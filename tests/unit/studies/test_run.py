@@ -17,9 +17,10 @@ from prima_ray.config import load_config
 from prima_ray.data.plan import ExamIndex
 from prima_ray.evaluation.metrics import headline
 from prima_ray.stages.row_sets import read_predictions
-from prima_ray.studies.answers import Answers, FoldData, labelled_roles, late_fusion_answers, metadata_answers
+from prima_ray.studies.answers import Answers, late_fusion_answers, metadata_answers
 from prima_ray.studies.cells import plan_study
 from prima_ray.studies.config import LateFusionVariant, MetadataVariant, StudyConfig
+from prima_ray.studies.folds import FoldData, labelled_roles
 from prima_ray.studies.run import run_study
 from tests.unit.studies.conftest import write_study
 
@@ -117,7 +118,8 @@ def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, 
     broken = make_study(variants=raw["variants"], ours="photos")
     with pytest.raises(PrimaError) as error:
         run_study(broken)
-    assert "2 of 4 runs failed; the first, both (fold 0, seed 0): " in str(error.value)
+    said = "2 of 8 runs failed, and 2 that need them were not run; the first, both (fold 0, seed 0): "
+    assert said in str(error.value)
     metrics = read_json(Path(broken.out) / "metrics.json")
     assert metrics["variants"]["prima"]["missing"] == [[0, 0], [1, 0]]
     assert "prima" not in metrics["sets"]["all"]["headline"]["models"]
@@ -126,7 +128,7 @@ def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, 
 def test_a_missing_parent_keeps_its_children_from_running(make_study: Make) -> None:
     raw = make_study().model_dump(mode="json")
     raw["recipes"]["photos"]["change"] = {"max_steps": 2, "optimizer.lr": 1e12, "optimizer.clip_norm": None}
-    with pytest.raises(PrimaError, match=r"2 of 4 runs failed, and 2 that need them were not run; the first, photos"):
+    with pytest.raises(PrimaError, match=r"2 of 8 runs failed, and 6 that need them were not run; the first, photos"):
         run_study(make_study(recipes=raw["recipes"]))
 
 
