@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prima_ray.base import PrimaError, write_atomic, write_json
+from prima_ray.config import dump_config
 from prima_ray.data.plan import ExamIndex
+from prima_ray.data.run_record import CONFIG
 from prima_ray.evaluation.report import render, text_table
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.studies.answers import check_classifiers, choose_runs, gather_answers, runs_by_variant
@@ -23,8 +25,11 @@ from prima_ray.studies.results import figures
 from prima_ray.studies.schedule import Progress, duration, log_of, run_cells
 
 _log = logging.getLogger(__name__)
-_HOW = frozenset({"context", "cpus_per_cell", "gpus_per_cell", "keep_checkpoints", "answers"})
-"""Keys that say where, how fast and how much is trained: a study may be taken up with other values."""
+_IS = frozenset({"out", "inputs", "split", "scored_on", "ours"})
+"""Keys that make a study this one. With any other key changed it goes on: its runs are named by what decides them, and
+its page is made anew.
+"""
+_GROWS = frozenset(StudyConfig.model_fields) - _IS
 
 
 def run_study(config: StudyConfig, *, train: bool = True) -> Path:
@@ -40,7 +45,7 @@ def run_study(config: StudyConfig, *, train: bool = True) -> Path:
     # A folder is the whole study's, whatever this sitting adds to it.
     whole = config.model_copy(update={"only": None})
     config = config.sitting()
-    with open_alone(whole, out=config.out, stage="study", execution_keys=_HOW, prepared=()) as run:
+    with open_alone(whole, out=config.out, stage="study", execution_keys=_GROWS, prepared=()) as run:
         shards = shards_of(config)
         index = ExamIndex.read(shards)
         cells, asked = plan_study(config, index)
@@ -58,6 +63,8 @@ def run_study(config: StudyConfig, *, train: bool = True) -> Path:
         wanted = [(cell, book.sets) for cell, _ in chosen.values()]
         further = run_all(config, book.to_ask(cells, wanted) if train else {})
         everything = gather_answers(config, data, chosen, book)
+        # Of the page that follows: it names this file as the way to make it again.
+        write_atomic(run.path / CONFIG, dump_config(whole))
         if not everything[config.ours]:
             refuse_failed(progress)
             refuse_failed(further)

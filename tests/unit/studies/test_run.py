@@ -111,6 +111,25 @@ def test_some_variants_come_first_and_the_others_another_time(make_study: Make) 
         make_study(only=["photo"])
 
 
+def test_a_study_grows_in_its_folder_and_does_not_become_another(make_study: Make) -> None:
+    raw = make_study().model_dump(mode="json")
+    variants = raw["variants"]
+    first = make_study(variants={"prima": variants["prima"], "metadata": variants["metadata"]}, folds=[0])
+    run_study(first)
+    finished = {path: path.stat().st_mtime_ns for path in (Path(first.out).parent / "cells").glob("*/run.json")}
+    assert len(finished) == 3
+    grown = make_study(claims=[["prima", "photos", "reading the attributes"]])
+    metrics = read_json(run_study(grown) / "metrics.json")
+    assert metrics["folds"] == [0, 1]
+    assert sorted(metrics["variants"]) == sorted(variants)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    kept = yaml.safe_load((Path(grown.out) / "config.yaml").read_text())
+    assert kept["claims"] == [["prima", "photos", "reading the attributes"]]
+    for key, value in (("ours", "photos"), ("split", "lesion"), ("scored_on", "validation")):
+        with pytest.raises(PrimaError, match=f"another config; it differs in {key}"):
+            run_study(make_study(**{key: value}))
+
+
 def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, capfd: Any) -> None:
     raw = make_study().model_dump(mode="json")
     # Too few steps is no failure; a learning rate that diverges is.
@@ -160,8 +179,8 @@ def test_the_command_line(tmp_path: Path, labelled_shards: str, capsys: pytest.C
     path = write_study(tmp_path / "given", labelled_shards, variants=variants, ours="one")
     assert main(["study", str(path), "--set", f"out={tmp_path / 'there'}"]) == 0
     assert capsys.readouterr().out == f"run: {tmp_path / 'there'}\n"
-    assert main(["study", str(path), "--set", f"out={tmp_path / 'there'}", "--set", "choose_by=accuracy"]) == 2
-    assert "it differs in choose_by" in capsys.readouterr().err
+    assert main(["study", str(path), "--set", f"out={tmp_path / 'there'}", "--set", "split=lesion"]) == 2
+    assert "it differs in split" in capsys.readouterr().err
     raw = json.dumps({"one": {**variants["one"], "candidates": [{"c": 1}]}, "two": variants["two"]})
     assert main(["study", str(path), "--set", f"out={tmp_path / 'other'}", "--set", f"variants={raw}"]) == 2
     assert "logistic_regression has no option 'c'" in capsys.readouterr().err
