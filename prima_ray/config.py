@@ -194,14 +194,19 @@ def _is_input_path(cls: type[BaseModel], keys: Sequence[str]) -> bool:
 
 
 def input_paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key, path) of everything that a resolved config reads: its values of type `InputPath`, in sections too."""
+    """(key, path) of everything that a resolved config reads: its values of type `InputPath`, in sections and lists too
+    (`literature.sources.0.path`).
+    """
     marker = typing.get_args(InputPath)[1]
     for name, field in type(config).model_fields.items():
         value, key = getattr(config, name), f"{prefix}{name}"
-        if isinstance(value, BaseModel):
-            yield from input_paths(value, f"{key}.")
-        elif isinstance(value, str) and marker in _metadata(field):
-            yield key, value
+        several = isinstance(value, list | tuple)
+        for number, item in enumerate(value if several else [value]):
+            where = f"{key}.{number}" if several else key
+            if isinstance(item, BaseModel):
+                yield from input_paths(item, f"{where}.")
+            elif isinstance(item, str) and marker in _metadata(field):
+                yield where, item
 
 
 def _metadata(field: FieldInfo) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prima_ray.base import StrictConfig
 from prima_ray.config import load_config
+from prima_ray.training.config import EXECUTION_KEYS
 
 STAGES: dict[str, tuple[str, str, str]] = {
     "ingest": ("prima_ray.stages.ingest", "IngestConfig", "photos and a table -> shards, folds, manifest, quarantine"),
@@ -35,6 +36,15 @@ def config_class(stage: str) -> type[StrictConfig]:
 def run_of(stage: str) -> Callable[[Any], Any]:
     """The function that runs a stage: config -> run directory."""
     found: Callable[[Any], Any] = importlib.import_module(STAGES[stage][0]).run
+    return found
+
+
+def execution_keys(stage: str) -> frozenset[str]:
+    """Keys (`context`, `writer.calls`) of a stage's config that say where and how fast, not what.
+
+    They may differ when a run is taken up again.
+    """
+    found: frozenset[str] = getattr(importlib.import_module(STAGES[stage][0]), "EXECUTION_KEYS", EXECUTION_KEYS)
     return found
 
 

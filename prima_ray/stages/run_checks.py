@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from prima_ray.data.run_record import CONFIG, RECORD, checkpoint_folders, read_r
 from prima_ray.data.schema import MANIFEST, join, open_filesystem, read_manifest
 from prima_ray.data.storage import Folder, reaching
 from prima_ray.stages.out_lock import LOCK
+from prima_ray.stages.registry import execution_keys
 from prima_ray.stages.rundir import RunDir, check_finished, no_run, other_config
 from prima_ray.training.checkpoint import TornError, load_checkpoint, newest_first
 from prima_ray.training.checks import Check, Finding, Subject
@@ -26,6 +28,9 @@ def inputs(subject: Subject) -> Iterator[Finding]:
     if subject.config is None:
         return
     for key, path in input_paths(subject.config):
+        if glob.has_magic(path):
+            # A pattern of literature; the stage says what it finds.
+            continue
         try:
             yield Finding("ok", f"{key}: {_look_at(key.rpartition('.')[2], path)}", path)
         except PrimaError as error:
@@ -97,7 +102,7 @@ def run_directory(subject: Subject) -> Iterator[Finding]:
             raise no_run(subject.out)
         found = parse_yaml(folder.read(CONFIG).decode(), where=folder.where(CONFIG))
         is_finished = folder.exists(RECORD)
-    execution = execution_keys(subject.stage)
+    execution = execution_keys(subject.stage) if subject.stage else EXECUTION_KEYS
     shown = differing_keys(found, subject.config.model_dump(mode="json"), ignored=execution | {"out"})
     if shown:
         raise other_config(subject.out, shown)
@@ -108,14 +113,6 @@ def run_directory(subject: Subject) -> Iterator[Finding]:
         yield Finding("ok", "a finished run of this config: the stage returns it at once", subject.out)
     else:
         yield Finding("ok", "an unfinished run of this config: the stage goes on with it", subject.out)
-
-
-def execution_keys(stage: str | None) -> frozenset[str]:
-    """What may differ when a run is taken up again."""
-    from prima_ray.stages import corpus, ingest
-
-    own = {"ingest": ingest.EXECUTION_KEYS, "corpus": corpus.EXECUTION_KEYS}
-    return own.get(stage or "", EXECUTION_KEYS)
 
 
 def checkpoints(subject: Subject) -> Iterator[Finding]:

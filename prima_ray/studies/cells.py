@@ -20,10 +20,10 @@ from prima_ray.base import PrimaError, StrictConfig, canonical_json, hash_file, 
 from prima_ray.config import input_paths, load_config
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.evaluation.comparison import check_unseen
-from prima_ray.stages.registry import config_class, run_of
+from prima_ray.stages.registry import config_class, execution_keys, run_of
 from prima_ray.stages.rundir import input_hash
 from prima_ray.studies.config import Changes, StudyConfig, TrainedVariant
-from prima_ray.training.config import EXECUTION_KEYS, LoopConfig
+from prima_ray.training.config import LoopConfig
 
 _KEY_LENGTH = 12
 _BESIDE = frozenset({"out", "feature_cache", "tracking"})
@@ -216,16 +216,23 @@ def _refuse_strangers(name: str, config: StrictConfig, parents: Mapping[str, Cel
 
 
 def _key(stage: str, config: StrictConfig, keys: Mapping[str, str]) -> str:
-    ignored = _BESIDE | (EXECUTION_KEYS if isinstance(config, LoopConfig) else frozenset())
-    described = {key: value for key, value in config.model_dump(mode="json").items() if key not in ignored}
+    described = config.model_dump(mode="json")
     for dotted, path in input_paths(config):
-        node: Any = described
-        *above, last = dotted.split(".")
-        for part in above:
-            node = node.get(part, {})
-        if isinstance(node, dict) and last in node:
-            node[last] = keys.get(path) or _content(path)
+        node, last = _holder(described, dotted)
+        node[last] = keys.get(path) or _content(path)
+    for dotted in _BESIDE | execution_keys(stage):
+        node, last = _holder(described, dotted)
+        if isinstance(node, dict):
+            node.pop(last, None)
     return hash_json([stage, described])[:_KEY_LENGTH]
+
+
+def _holder(described: Any, dotted: str) -> tuple[Any, Any]:
+    """What holds a key of a plain config, and the key or place there; nothing where there is no such section."""
+    *above, last = (int(part) if part.isdecimal() else part for part in dotted.split("."))
+    for part in above:
+        described = described[part] if isinstance(part, int) else (described or {}).get(part)
+    return described, last
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from prima_ray.base import InputPath, PrimaError, StrictConfig
-from prima_ray.config import dump_config, load_config, parse_yaml
+from prima_ray.config import dump_config, input_paths, load_config, parse_yaml
 
 
 class Torch(StrictConfig):
@@ -38,6 +38,8 @@ class Stage(StrictConfig):
     engine: Engine = Torch()
     engines: dict[str, Engine] = Field(default_factory=dict)
     names: tuple[str, ...] = ()
+    sources: tuple[Inputs, ...] = ()
+    files: tuple[InputPath, ...] = ()
 
 
 def write(folder: Path, text: str) -> Path:
@@ -84,6 +86,21 @@ def test_input_paths_of_set_are_relative_to_the_working_directory(tmp_path: Path
     assert config.inputs.encoder == "s3://bucket/key"
     whole = load_config(Stage, path, ["inputs={shards: data/x, encoder: gs://bucket/key}"])
     assert whole.inputs == Inputs(shards="/data/x", encoder="gs://bucket/key")
+
+
+def test_input_paths_in_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path, GOOD + "sources: [{shards: a}, {shards: /b, encoder: c}]\nfiles: [d, s3://bucket/e]\n")
+    monkeypatch.chdir("/")
+    config = load_config(Stage, path, ["files=[d, data/e]"])
+    assert dict(input_paths(config)) == {
+        "inputs.shards": str(tmp_path.parent / "shards"),
+        "sources.0.shards": str(tmp_path / "a"),
+        "sources.1.shards": "/b",
+        "sources.1.encoder": str(tmp_path / "c"),
+        "files.0": "/d",
+        "files.1": "/data/e",
+    }
+    assert load_config(Stage, path).files == (str(tmp_path / "d"), "s3://bucket/e")
 
 
 def test_environment_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -136,7 +153,8 @@ def test_a_dumped_config_loads_as_itself(tmp_path: Path):
             ("engine.kind=deepspeed", "engine.zero_stag=2"),
             "--set: unknown key 'engine.zero_stag', did you mean 'engine.zero_stage'?",
         ),
-        (GOOD + "zzz: 1\n", (), "FILE: unknown key 'zzz'; known: engine, engines, inputs, names, optimizer, out"),
+        (GOOD + "zzz: 1\n", (), "FILE: unknown key 'zzz'; known: engine, engines, files, inputs, names, optimizer, "
+         "out, sources"),
         ("out: a\n", (), "FILE: missing key 'inputs'"),
         ("out: a\ninputs: {}\n", (), "FILE: missing key 'inputs.shards'"),
         (GOOD, ("optimizer.lr=-1",), "--set: optimizer.lr: input should be greater than 0 (got -1)"),

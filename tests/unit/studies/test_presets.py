@@ -36,3 +36,22 @@ def test_both_tables_share_primas_runs(labelled_shards: str) -> None:
     assert {cell.recipe for key, cell in first.items() if key in third} == {"align", "finetune", "fuse"}
     # The same folder too: whoever is first trains it.
     assert all(cell.folder == third[key].folder for key, cell in first.items() if key in third)
+
+
+def test_what_is_read_is_known_by_its_content_wherever_it_lies(
+    labelled_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of runs that read the corpus are of use on another machine, whose literature lies elsewhere."""
+
+    def keys(where: str, text: str) -> dict[str, str]:
+        for name in ("pdq_cancer_risk/sections.jsonl", "medquad/medquad_skin.jsonl"):
+            file = tmp_path / where / "data" / "literature" / name
+            file.parent.mkdir(parents=True)
+            file.write_text(text)
+        monkeypatch.setenv("PRIMA_SHARED", str(tmp_path / where))
+        return {cell.recipe: key for key, cell in planned("pad_ufes_20/table3", labelled_shards)[1].items()}
+
+    here, there, other = keys("here", "{}"), keys("there", "{}"), keys("other", "[]")
+    assert here == there
+    changed = {name for name, key in other.items() if key != here[name]}
+    assert changed == {"corpus", "refine", "align_corpus", "finetune_corpus", "fuse_corpus"}
