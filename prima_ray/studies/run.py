@@ -11,12 +11,12 @@ from typing import Any
 from prima_ray.base import PrimaError, write_atomic, write_json
 from prima_ray.config import dump_config
 from prima_ray.data.plan import ExamIndex
-from prima_ray.data.run_record import CONFIG
+from prima_ray.data.run_record import CONFIG, RECORD
 from prima_ray.evaluation.report import render, text_table
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.studies.answers import check_classifiers, choose_runs, gather_answers, runs_by_variant
 from prima_ray.studies.book import AnswerBook
-from prima_ray.studies.cells import Cell, CellPlanner, plan_study
+from prima_ray.studies.cells import Cell, CellPlanner, cells_folder, plan_study
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.folds import fold_data
 from prima_ray.studies.published import FILE, RunFacts, write_published
@@ -30,6 +30,7 @@ _IS = frozenset({"out", "inputs", "split", "scored_on", "ours"})
 its page is made anew.
 """
 _GROWS = frozenset(StudyConfig.model_fields) - _IS
+_RUN = "Run the study without --so-far."
 
 
 def run_study(config: StudyConfig, *, train: bool = True) -> Path:
@@ -46,7 +47,7 @@ def run_study(config: StudyConfig, *, train: bool = True) -> Path:
     whole = config.model_copy(update={"only": None})
     config = config.sitting()
     with open_alone(whole, out=config.out, stage="study", execution_keys=_GROWS, prepared=()) as run:
-        shards = shards_of(config)
+        shards = shards_of(config, train=train)
         index = ExamIndex.read(shards)
         cells, asked = plan_study(config, index)
         data = fold_data(config, index)
@@ -68,6 +69,12 @@ def run_study(config: StudyConfig, *, train: bool = True) -> Path:
         if not everything[config.ours]:
             refuse_failed(progress)
             refuse_failed(further)
+            if not train:
+                raise PrimaError(
+                    f"no run of {config.ours} is finished yet, and all others are held against it",
+                    where=cells_folder(config),
+                    mend=_RUN,
+                )
         published = book.to_publish(cells, [cell for mine in runs for cell in mine])
         metrics = figures(config, data, everything)
         metrics["waiting"] = [item.title for name, item in whole.variants.items() if name not in config.variants]
@@ -91,12 +98,18 @@ def run_study(config: StudyConfig, *, train: bool = True) -> Path:
         return run.path
 
 
-def shards_of(config: StudyConfig) -> str:
-    """The folder of the study's shards, made first where a recipe makes it."""
+def shards_of(config: StudyConfig, *, train: bool = True) -> str:
+    """The folder of the study's shards, made first where a recipe makes it.
+
+    Raises:
+        PrimaError: the run that makes them failed, or is not finished and may not be run.
+    """
     if config.inputs.shards is not None:
         return config.inputs.shards
     planner = CellPlanner(config, shards="")
     cell = planner.cell(str(config.inputs.ingest), fold=0, seed=config.seeds[0])
+    if not train and not (cell.folder / RECORD).exists():
+        raise PrimaError("the study's shards are not made yet", where=cell.folder, mend=_RUN)
     refuse_failed(run_all(config, planner.cells))
     return str(cell.folder)
 

@@ -24,6 +24,8 @@ from prima_ray.studies.folds import labelled_roles
 from prima_ray.studies.run import run_study
 from tests.unit.studies.conftest import write_study
 
+CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, labelled_shards: str) -> StudyConfig:
@@ -165,7 +167,11 @@ def test_the_page_so_far(
     """`--so-far` trains nothing; paths that are typed are relative to where one stands."""
     path = write_study(tmp_path / "given", labelled_shards)
     assert main(["study", str(path), "--so-far"]) == 2
-    assert "prima has no finished run" in capsys.readouterr().err
+    assert "no run of prima is finished yet" in capsys.readouterr().err
+    recipe = json.dumps({"stage": "ingest", "config": str(CONFIGS / "phantoms" / "ingest.yaml")})
+    inputs = ("--set", "inputs={ingest: ingest}", "--set", f"recipes.ingest={recipe}", "--set", f"out={tmp_path / 'x'}")
+    assert main(["study", str(path), "--so-far", *inputs]) == 2
+    assert "the study's shards are not made yet" in capsys.readouterr().err
     lost = plan_study(study, ExamIndex.read(labelled_shards))[1]["photos", 0, 1, 0]
     changed(study, tmp_path / "some.parquet", lambda table: table.filter(pa.compute.field("run") != lost))
     monkeypatch.chdir(tmp_path)
