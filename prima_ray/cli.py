@@ -252,14 +252,14 @@ def _run_compare(arguments: argparse.Namespace) -> int:
 def _run_study(arguments: argparse.Namespace) -> int:
     from prima_ray.studies.config import StudyConfig
     from prima_ray.studies.final import check_final, train_final
-    from prima_ray.studies.run import run_study
+    from prima_ray.studies.run import run_study, study_so_far
 
     config = load_config(StudyConfig, arguments.config, arguments.overrides)
     if arguments.final and arguments.so_far:
         raise PrimaError("--final trains, --so-far trains nothing", mend="Give one of them.")
     if arguments.final:
         check_final(config, arguments.final)
-    _answer(run_study, config, train=not arguments.so_far)
+    _answer(study_so_far if arguments.so_far else run_study, config)
     if arguments.final:
         _answer(train_final, config, arguments.final)
     return 0

@@ -65,6 +65,14 @@ class LiteratureConfig(StrictConfig):
         return self
 
 
+def sources_by_key(config: StrictConfig) -> dict[str, LiteratureSource]:
+    """The sources of a stage's config, by the keys of their paths: `literature.sources.0.path`; none of most stages."""
+    literature = getattr(config, "literature", None)
+    if not isinstance(literature, LiteratureConfig):
+        return {}
+    return {f"literature.sources.{number}.path": item for number, item in enumerate(literature.sources)}
+
+
 def _names_its_own(source: LiteratureSource) -> bool:
     return isinstance(source, JsonLinesSource) and source.columns.source is not None
 

@@ -18,6 +18,7 @@ from typing import Any
 from prima_ray.base import PrimaError, StrictConfig, is_uri
 from prima_ray.config import input_paths, load_config, read_yaml
 from prima_ray.data.run_record import CONFIG
+from prima_ray.knowledge.literature import sources_by_key
 from prima_ray.stages.run_checks import RUN
 from prima_ray.training.checks import Check, Finding, Subject, run_checks
 from prima_ray.training.checks.access import ACCESS
@@ -161,7 +162,10 @@ def _places(subject: Subject) -> tuple[list[str], list[str]]:
     if subject.config is None:
         folders = [str(Path.cwd())]
     wanted = [probe_folder(item).address for item in folders if item]
-    inputs = [path for _, path in input_paths(subject.config)] if subject.config else []
+    config = subject.config
+    # Literature is read where the stage is started, and may be named by a pattern.
+    literature = sources_by_key(config) if config else {}
+    inputs = [path for key, path in input_paths(config) if key not in literature] if config else []
     return list(dict.fromkeys(wanted)), [path for path in inputs if not is_uri(path)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from prima_ray.config import differing_keys, input_paths, parse_yaml
 from prima_ray.data.run_record import CONFIG, RECORD, checkpoint_folders, read_record
 from prima_ray.data.schema import MANIFEST, join, open_filesystem, read_manifest
 from prima_ray.data.storage import Folder, reaching
+from prima_ray.knowledge.files import find_files
+from prima_ray.knowledge.literature import sources_by_key
 from prima_ray.stages.out_lock import LOCK
 from prima_ray.stages.registry import execution_keys
 from prima_ray.stages.rundir import RunDir, check_finished, no_run, other_config
@@ -27,12 +28,15 @@ def inputs(subject: Subject) -> Iterator[Finding]:
     """Every path that the config reads is there; shards and runs are finished and have all their files."""
     if subject.config is None:
         return
+    literature = sources_by_key(subject.config)
     for key, path in input_paths(subject.config):
-        if glob.has_magic(path):
-            # A pattern of literature; the stage says what it finds.
-            continue
         try:
-            yield Finding("ok", f"{key}: {_look_at(key.rpartition('.')[2], path)}", path)
+            if key in literature:
+                files = find_files(path, literature[key].suffixes, key=key)
+                found = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+            else:
+                found = _look_at(key.rpartition(".")[2], path)
+            yield Finding("ok", f"{key}: {found}", path)
         except PrimaError as error:
             yield Finding("error", f"{key}: {error.what}", error.where, error.mend)
 

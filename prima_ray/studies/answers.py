@@ -26,7 +26,7 @@ _SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Answers:
-    """What a variant said, for one test fold and seed; (N, C) each."""
+    """What a variant said, for one test fold and seed; (N, C) each, no rows where it has not been asked."""
 
     val: Probabilities
     test: Probabilities
@@ -66,11 +66,11 @@ def runs_by_variant(asked: Mapping[Question, str]) -> dict[tuple[str, int, int],
 
 
 def trained_answers(book: AnswerBook, data: FoldData, cell: Cell, scores: Sequence[float]) -> Answers | None:
-    """What a run said, nothing of sets that are not asked about; None where something asked is not known."""
+    """What a run said, nothing of sets that it has not been asked about; None where its predictions are not known."""
     nothing = np.zeros((0, data.num_classes))
     said = {name: book.read(cell, name) for name in book.sets}
     known = {name: probabilities for name, probabilities in said.items() if probabilities is not None}
-    if len(known) < len(said):
+    if "val" not in known or ("test" in said and "test" not in known):
         return None
     return Answers(
         **{name: known.get(name, nothing) for name in SETS},
@@ -144,7 +144,7 @@ def late_fusion_answers(variant: LateFusionVariant, parts: Sequence[Answers], da
 
     def added(weights: Sequence[float], pick: Callable[[Answers], Probabilities]) -> Probabilities:
         if not all(len(pick(part)) for part in parts):
-            # A search asks of validation folds alone.
+            # One of them has not been asked.
             return np.zeros((0, data.num_classes))
         terms = [np.log(np.maximum(pick(part), _SMALLEST)) for part in parts]
         summed = np.tensordot(weights, terms, axes=1)
@@ -196,3 +196,20 @@ def gather_answers(
             found[name][fold, seed] = late_fusion_answers(variant, parts, data[fold])
     # In the order of the study.
     return {name: found[name] for name in study.variants}
+
+
+def on_finished_folds(everything: Everything, ours: str) -> Everything:
+    """What can be held against each other while a study is under way: some folds, and the variants that have answered
+    all of them. Of all such choices the one with the most answers beside ours; other variants have none then.
+    """
+    sets = {name: frozenset(answers) & frozenset(everything[ours]) for name, answers in everything.items()}
+
+    def covering(folds: frozenset[tuple[int, int]]) -> list[str]:
+        return [name for name, mine in sets.items() if mine >= folds]
+
+    best = max(sets.values(), key=lambda folds: (len(folds) * (len(covering(folds)) - 1), len(folds)))
+    kept = set(covering(best))
+    return {
+        name: {key: said for key, said in answers.items() if name in kept and key in best}
+        for name, answers in everything.items()
+    }

@@ -20,6 +20,8 @@ from prima_ray.base import PrimaError, StrictConfig, canonical_json, hash_file, 
 from prima_ray.config import input_paths, load_config
 from prima_ray.data.plan import ExamIndex, split_roles
 from prima_ray.evaluation.comparison import check_unseen
+from prima_ray.knowledge.files import find_files
+from prima_ray.knowledge.literature import sources_by_key
 from prima_ray.stages.registry import config_class, execution_keys, run_of
 from prima_ray.stages.rundir import input_hash
 from prima_ray.studies.config import Changes, StudyConfig, TrainedVariant
@@ -217,9 +219,11 @@ def _refuse_strangers(name: str, config: StrictConfig, parents: Mapping[str, Cel
 
 def _key(stage: str, config: StrictConfig, keys: Mapping[str, str]) -> str:
     described = config.model_dump(mode="json")
+    literature = sources_by_key(config)
     for dotted, path in input_paths(config):
         node, last = _holder(described, dotted)
-        node[last] = keys.get(path) or _content(path)
+        source = literature.get(dotted)
+        node[last] = keys.get(path) or (_literature(path, source.suffixes) if source else _content(path))
     for dotted in _BESIDE | execution_keys(stage):
         node, last = _holder(described, dotted)
         if isinstance(node, dict):
@@ -233,6 +237,18 @@ def _holder(described: Any, dotted: str) -> tuple[Any, Any]:
     for part in above:
         described = described[part] if isinstance(part, int) else (described or {}).get(part)
     return described, last
+
+
+@lru_cache(maxsize=256)
+def _literature(path: str, suffixes: tuple[str, ...]) -> str:
+    """A hash of the files that a source reads. One on a store is known by its address: it may be much to read."""
+    if is_uri(path):
+        return path
+    try:
+        found = find_files(path, suffixes)
+    except PrimaError:
+        return path
+    return hash_json({file.name: hash_file(file.inner) for file in found})
 
 
 @lru_cache(maxsize=256)

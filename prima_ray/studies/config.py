@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -143,8 +144,12 @@ class StudyConfig(StrictConfig):
             variant = self.variants[name]
             if isinstance(variant, LateFusionVariant):
                 kept |= set(variant.of)
+        return self.cut_to(kept)
+
+    def cut_to(self, kept: Collection[str]) -> Self:
+        """Some variants, and the claims about them."""
         variants = {name: variant for name, variant in self.variants.items() if name in kept}
-        claims = tuple(claim for claim in self.claims if {claim[0], claim[1]} <= kept)
+        claims = tuple(claim for claim in self.claims if claim[0] in kept and claim[1] in kept)
         return self.model_copy(update={"variants": variants, "claims": claims})
 
     def _check_recipes(self) -> None:

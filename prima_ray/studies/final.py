@@ -49,7 +49,7 @@ from prima_ray.studies.book import AnswerBook
 from prima_ray.studies.cells import Cell, CellPlanner, folds_of, plan_study
 from prima_ray.studies.config import StudyConfig, TrainedVariant
 from prima_ray.studies.folds import fold_data, labelled_roles
-from prima_ray.studies.run import refuse_failed, run_all, shards_of
+from prima_ray.studies.sitting import refuse_failed, run_all, shards_of
 from prima_ray.training.config import EXECUTION_KEYS, TrainingConfig
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ def train_final(config: StudyConfig, out: str) -> Path | str:
     ours = check_final(config, out)
     shards = shards_of(config)
     index = ExamIndex.read(shards)
-    # What is published of the folds' models is what they said: here they are asked more.
+    if config.answers:
+        _log.warning("study: the final model asks the folds' models more than `answers` tell: they are trained here")
     alone = config.model_copy(update={"variants": {config.ours: ours}, "seeds": config.seeds[:1], "answers": ()})
     cells, asked = plan_study(alone, index)
     refuse_failed(run_all(alone, cells))
@@ -116,7 +117,7 @@ def _chosen(
 ) -> tuple[int, dict[int, Cell]]:
     """The candidate that is best on the validation folds on average, and its run in each fold."""
     data, seed = fold_data(config, index), config.seeds[0]
-    found = choose_runs(data, cells, asked, AnswerBook(config, data))
+    found = choose_runs(data, cells, asked, AnswerBook(config, data, ()))
     scores = np.mean([found[config.ours, fold, seed][1] for fold in data], axis=0)
     best = int(np.argmax(scores))
     return best, {fold: cells[asked[config.ours, best, fold, seed]] for fold in data}

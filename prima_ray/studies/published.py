@@ -3,10 +3,10 @@
 Training takes hours; what comes of it are a few numbers an exam. With this file a study's figures are made again
 without training, and a study goes on on another machine: a run that the file knows by its key is not trained again.
 
-    answers.parquet     run, asked, exam_id, prob_<CLASS>...: of each run its validation fold (`val`), its test fold
-                        (`test`), that with the blocks masked (`masked`), and photo by photo (`photos`); 32-bit floats
-    its metadata        `prima_ray`, JSON: format, runs: key -> recipe, fold, seed, seconds, unvetted; of runs in
-                        between, too
+    answers.parquet     run, asked, exam_id, prob_<CLASS>...: what runs said of their validation fold (`val`), their
+                        test fold (`test`), that with the blocks masked (`masked`), and photo by photo (`photos`); of a
+                        run, what it was asked; 32-bit floats
+    its metadata        `prima_ray`, JSON: format, runs: key -> `RunFacts`; of the runs before those that answer, too
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from prima_ray.base import PrimaError, write_atomic
+from prima_ray.base import PrimaError, StrictConfig, write_atomic
 from prima_ray.data.storage import reason
 from prima_ray.evaluation.metrics import Probabilities
 
 FILE = "answers.parquet"
 SETS = ("val", "test", "masked", "photos")
+T = TypeVar("T")
 _META = b"prima_ray"
 _FORMAT = 1
 _MEND = "Name the `answers.parquet` of a study."
 
 
-@dataclass(frozen=True)
-class RunFacts:
+class RunFacts(StrictConfig):
     """What is known of a run beside its answers."""
 
     recipe: str
@@ -42,15 +43,48 @@ class RunFacts:
     seed: int | None
     seconds: float
     unvetted: bool
+    version: str | None = None
+    """Of the program."""
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one run said of one set."""
+
+    exam_ids: list[str]
+    probabilities: Probabilities
+    """(N, C)"""
 
 
 @dataclass
 class Published:
-    """Answers by run and set, and facts of every run."""
+    """Answers, and facts of every run."""
 
-    answers: dict[tuple[str, str], tuple[list[str], Probabilities]] = field(default_factory=dict)
-    """(key of the run, one of `SETS`) -> the exams, (N, C) probabilities."""
+    answers: dict[str, dict[str, Said]] = field(default_factory=dict)
+    """Key of the run -> one of `SETS` -> what it said."""
     runs: dict[str, RunFacts] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    """Key of the run -> the file that knows it."""
+
+    def merged(self, other: Published, *, first: bool = False) -> Published:
+        """The runs of both, each whole from the one that knows more of it: what two trainings said is never mixed.
+
+        Args:
+            first: whatever is known of a run here counts.
+        """
+        known = self.runs.keys() | self.answers.keys()
+        theirs = {
+            key
+            for key in other.runs.keys() | other.answers.keys()
+            if key not in known or (not first and len(other.answers.get(key, {})) > len(self.answers.get(key, {})))
+        }
+
+        def both(mine: dict[str, T], others: dict[str, T]) -> dict[str, T]:
+            kept = {key: item for key, item in mine.items() if key not in theirs}
+            return kept | {key: item for key, item in others.items() if key in theirs}
+
+        return Published(both(self.answers, other.answers), both(self.runs, other.runs), both(self.files, other.files))
 
 
 def as_published(probabilities: Probabilities) -> Probabilities:
@@ -62,18 +96,20 @@ def write_published(path: Path, published: Published, class_names: Sequence[str]
     """Write the file, whole or not at all."""
     names = [f"prob_{name}" for name in class_names]
     runs, sets, exams = (list[str]() for _ in range(3))
-    for (run, asked), (exam_ids, _) in published.answers.items():
-        runs += [run] * len(exam_ids)
-        sets += [asked] * len(exam_ids)
-        exams += exam_ids
-    found = [values for _, values in published.answers.values()]
-    values = np.concatenate(found) if found else np.zeros((0, len(names)))
+    found = [np.zeros((0, len(names)))]
+    for run, by_set in sorted(published.answers.items()):
+        for asked, said in by_set.items():
+            runs += [run] * len(said.exam_ids)
+            sets += [asked] * len(said.exam_ids)
+            exams += said.exam_ids
+            found.append(said.probabilities)
+    values = np.concatenate(found)
     columns: dict[str, Any] = {"run": runs, "asked": sets, "exam_id": exams}
     table = pa.table(
         {name: pa.array(column, pa.string()) for name, column in columns.items()}
         | {name: pa.array(values[:, place], pa.float32()) for place, name in enumerate(names)}
     )
-    facts = {key: asdict(item) for key, item in published.runs.items()}
+    facts = {key: item.model_dump(mode="json") for key, item in sorted(published.runs.items())}
     table = table.replace_schema_metadata({_META: json.dumps({"format": _FORMAT, "runs": facts}).encode()})
     written = io.BytesIO()
     pq.write_table(
@@ -87,22 +123,18 @@ def write_published(path: Path, published: Published, class_names: Sequence[str]
 
 
 def read_published(paths: Iterable[str], class_names: Sequence[str]) -> Published:
-    """All answers of some files; of a run that several know, the first file's.
+    """All runs of some files, each from the file that knows most of it, the first of those.
 
     Raises:
         PrimaError: a file is missing, damaged, or of other classes.
     """
     found = Published()
     for path in paths:
-        answers, runs = _read(path, [f"prob_{name}" for name in class_names])
-        found.answers = {**answers, **found.answers}
-        found.runs = {**runs, **found.runs}
+        found = found.merged(_read(path, [f"prob_{name}" for name in class_names]))
     return found
 
 
-def _read(
-    path: str, names: list[str]
-) -> tuple[dict[tuple[str, str], tuple[list[str], Probabilities]], dict[str, RunFacts]]:
+def _read(path: str, names: list[str]) -> Published:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
@@ -119,25 +151,29 @@ def _read(
         )
     try:
         values = np.column_stack([table[name].to_numpy() for name in names]).astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise PrimaError(f"holds probabilities that are not numbers ({error})", where=path, mend=_MEND) from None
+    except (TypeError, ValueError):
+        values = np.full((1, 1), np.nan)
     if not np.isfinite(values).all():
         raise PrimaError("holds probabilities that are not numbers", where=path, mend="Copy the file again.")
-    keys = list(zip(table["run"].to_pylist(), table["asked"].to_pylist(), strict=True))
     exams = table["exam_id"].to_pylist()
-    starts = [place for place, key in enumerate(keys) if place == 0 or key != keys[place - 1]]
-    answers = {
-        keys[start]: (exams[start:end], values[start:end])
-        for start, end in zip(starts, [*starts[1:], len(keys)], strict=True)
-    }
-    return answers, runs
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(table["run"].to_pylist(), table["asked"].to_pylist(), strict=True)):
+        rows.setdefault(key, []).append(row)
+    answers: dict[str, dict[str, Said]] = {}
+    for (run, asked), mine in rows.items():
+        answers.setdefault(run, {})[asked] = Said([exams[row] for row in mine], values[mine])
+    return Published(answers, runs, dict.fromkeys([*runs, *answers], path))
 
 
 def _facts(table: pa.Table, path: str) -> dict[str, RunFacts]:
     try:
         told = json.loads((table.schema.metadata or {})[_META])
         if told["format"] != _FORMAT:
-            raise PrimaError(f"is of format {told['format']}, expected {_FORMAT}", where=path)
-        return {str(key): RunFacts(**item) for key, item in told["runs"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+            raise PrimaError(
+                f"is of format {told['format']}, this program reads format {_FORMAT}",
+                where=path,
+                mend="Take it up with the version that wrote it.",
+            )
+        return {str(key): RunFacts.model_validate(item) for key, item in told["runs"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
         raise PrimaError("holds no answers of a study", where=path, mend=_MEND) from None

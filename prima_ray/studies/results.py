@@ -89,7 +89,11 @@ def tables_of(data: Mapping[int, FoldData], everything: Everything, wanted: Exam
     """A table a variant, of all folds and seeds: an exam stands there once a seed."""
     found = {}
     for name, answers in everything.items():
-        parts = [_part(data[fold], said, wanted, fold, seed) for (fold, seed), said in sorted(answers.items())]
+        parts = [
+            _part(data[fold], said, wanted, fold, seed)
+            for (fold, seed), said in sorted(answers.items())
+            if len(wanted.pick(said))
+        ]
         if parts:
             found[name] = pool_folds(parts)
     return found
@@ -125,13 +129,17 @@ def figures(study: StudyConfig, data: Mapping[int, FoldData], everything: Everyt
     ordered = {study.ours: said[study.ours], **said}
     sets = {}
     for wanted in exam_sets(data, study.scored_on):
-        tables = share_exams(tables_of(data, ordered, wanted))
+        found = tables_of(data, ordered, wanted)
+        if study.ours not in found:
+            # Nobody has been asked yet.
+            continue
+        tables = share_exams(found)
         sets[wanted.name] = _set_figures(study, tables, data_set.class_names, positive, brief=wanted.name not in WHOLE)
     return {
         "title": study.title,
         "ours": study.ours,
         "split": study.split,
-        "folds": sorted(data),
+        "folds": sorted({fold for fold, _ in said[study.ours]}),
         "seeds": list(study.seeds),
         "choose_by": study.choose_by,
         "scored_on": study.scored_on,
@@ -206,9 +214,10 @@ def _set_figures(
     if not brief:
         record["classes"] = plain_scores(draw(class_figures(class_names)))
         record["belief"] = plain_scores(draw(belief_figures()))
-        record["class_counts"] = {
-            name: int((first.labels == place).sum()) // len(study.seeds) for place, name in enumerate(class_names)
-        }
+        # An exam stands there once a seed.
+        exams = {str(name).rpartition("/")[0]: label for name, label in zip(first.exam_ids, first.labels, strict=True)}
+        labels = np.array(list(exams.values()))
+        record["class_counts"] = {name: int((labels == place).sum()) for place, name in enumerate(class_names)}
     return record, scores
 
 

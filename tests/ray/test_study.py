@@ -18,7 +18,7 @@ from prima_ray.base import read_json
 from prima_ray.config import load_config
 from prima_ray.data.schema import read_manifest
 from prima_ray.studies.config import StudyConfig
-from prima_ray.studies.run import shards_of
+from prima_ray.studies.sitting import shards_of
 from tests.ray.conftest import LOGICAL_CPUS
 from tests.unit.raw_data_set import NUM_EXAMS, RawDataSet
 from tests.unit.studies.conftest import write_study

@@ -188,24 +188,36 @@ def test_a_parent_that_is_not_finished(run: Path, tmp_path: Path, capsys: pytest
     )
 
 
-def test_literature_is_looked_at_and_a_pattern_is_left_to_its_stage(
+def test_literature_is_looked_at_files_folders_and_patterns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = tmp_path / "data/literature/pdq_cancer_risk/sections.jsonl"
     there.parent.mkdir(parents=True)
     there.write_text("{}")
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / "notes").mkdir(exist_ok=True)
+        (tmp_path / "notes" / name).write_text("x")
     monkeypatch.setenv("PRIMA_SHARED", str(tmp_path))
     config = yaml.safe_load((ROOT / "jobs/configs/pad_ufes_20/corpus.yaml").read_text())
     for key in ("data_set", "factors"):
         config[key] = str(ROOT / "jobs/configs/pad_ufes_20" / config[key])
-    config["literature"]["sources"].append({"kind": "text", "path": str(tmp_path / "notes/*.txt"), "source": "notes"})
+    config["literature"]["sources"] += [
+        {"kind": "text", "path": str(tmp_path / path), "source": "notes"}
+        for path in ("notes/*.txt", "notes", "notes/*.rst")
+    ]
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump({**config, "out": str(tmp_path / "out")}))
     code, report = doctor(capsys, tmp_path / "corpus.yaml")
     assert code == 2
     found = {text: level for level, _, text, _ in said(report, "inputs")}
-    assert found["literature.sources.0.path: can be read"] == "ok"
-    assert found["literature.sources.1.path: there is nothing at this path"] == "error"
-    assert len(found) == 4
+    assert {
+        text.removeprefix("literature.sources."): level for text, level in found.items() if "literature" in text
+    } == {
+        "0.path: 1 file": "ok",
+        "1.path: no such file or folder": "error",
+        "2.path: 2 files": "ok",
+        "3.path: 3 files": "ok",
+        "4.path: no file matches the pattern": "error",
+    }
 
 
 def test_a_mistake_in_the_config_leaves_the_machine_to_be_looked_at(

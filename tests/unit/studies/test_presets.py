@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,34 @@ def test_what_is_read_is_known_by_its_content_wherever_it_lies(
     assert here == there
     changed = {name for name, key in other.items() if key != here[name]}
     assert changed == {"corpus", "refine", "align_corpus", "finetune_corpus", "fuse_corpus"}
+
+
+def test_literature_is_known_by_the_files_that_a_source_reads(labelled_shards: str, tmp_path: Path) -> None:
+    """Of a pattern and a folder too; on a store by its address, for it may be much to read."""
+
+    def key(path: str | Path) -> str:
+        sources = json.dumps([{"kind": "text", "path": str(path), "source": "notes"}])
+        recipe = {"stage": "corpus", "config": str(CONFIGS / "pad_ufes_20" / "corpus.yaml")}
+        recipe["change"] = {"literature.sources": json.loads(sources), "literature.allow": ["notes"]}
+        study = load_config(
+            StudyConfig,
+            CONFIGS / "pad_ufes_20" / "table3.yaml",
+            [f"inputs.shards={labelled_shards}", "folds=[0]", f"recipes.corpus={json.dumps(recipe)}"],
+        )
+        cells, _ = plan_study(study, ExamIndex.read(labelled_shards))
+        return next(key for key, cell in cells.items() if cell.recipe == "corpus")
+
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("said")
+        (tmp_path / folder / "b.md").write_text("said too")
+    assert key(tmp_path / "one") == key(tmp_path / "two")
+    assert key(tmp_path / "one" / "*.txt") == key(tmp_path / "two" / "*.txt") != key(tmp_path / "one")
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "a.txt").write_text("said otherwise")
+    assert key(tmp_path / "three" / "*.txt") != key(tmp_path / "one" / "*.txt")
+    (tmp_path / "three" / "a.txt").write_text("said")
+    (tmp_path / "three" / "b.md").write_text("said too")
+    (tmp_path / "three" / "picture.png").write_text("is not read")
+    (tmp_path / "four").mkdir()
+    assert len({key("s3://bucket/a"), key("s3://bucket/b"), key("s3://bucket/*.txt"), key(tmp_path / "four")}) == 4

@@ -15,13 +15,14 @@ import pytest
 
 from prima_ray.base import PrimaError, read_json
 from prima_ray.cli import main
-from prima_ray.config import load_config
+from prima_ray.config import dump_config, load_config
 from prima_ray.data.plan import ExamIndex
+from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.row_sets import read_predictions
 from prima_ray.studies.cells import plan_study
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.folds import labelled_roles
-from prima_ray.studies.run import run_study
+from prima_ray.studies.run import run_study, study_so_far
 from tests.unit.studies.conftest import write_study
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
@@ -45,6 +46,18 @@ def elsewhere(study: StudyConfig, folder: Path, *answers: Path, **changes: Any) 
 def ran(folder: Path) -> list[str]:
     """Stages of the runs that were made."""
     return sorted(path.name.rpartition("-")[0] for path in (folder / "cells").glob("*-*") if path.is_dir())
+
+
+def others(study: StudyConfig, path: Path) -> Path:
+    """The file as another training would have it: every answer is another one."""
+
+    def turned(table: pa.Table) -> pa.Table:
+        first, *_, last = (name for name in table.column_names if name.startswith("prob_"))
+        names = {first: last, last: first}
+        swapped = table.rename_columns([names.get(name, name) for name in table.column_names])
+        return swapped.select(table.column_names).replace_schema_metadata(table.schema.metadata)
+
+    return changed(study, path, turned)
 
 
 def answers_of(study: StudyConfig) -> Path:
@@ -89,25 +102,50 @@ def test_figures_come_again_without_training(
 
 def test_what_is_not_published_is_trained(study: StudyConfig, tmp_path: Path) -> None:
     """Fold 1 of PRIMA's is missing: that run is made, and what it needs, and nothing else."""
-    _, asked = plan_study(study, ExamIndex.read(str(study.inputs.shards)))
+    cells, asked = plan_study(study, ExamIndex.read(str(study.inputs.shards)))
     lost = asked["prima", 0, 1, 0]
     file = changed(study, tmp_path / "some.parquet", lambda table: table.filter(pa.compute.field("run") != lost))
     again = elsewhere(study, tmp_path, file)
     run_study(again)
     assert ran(tmp_path) == ["answers", "finetune", "fuse"]
     assert (tmp_path / "cells" / f"fuse-{lost}").is_dir()
+    assert (tmp_path / "cells" / f"finetune-{cells[lost].parents[0]}").is_dir()
     assert read_json(Path(again.out) / "metrics.json")["sets"] == read_json(Path(study.out) / "metrics.json")["sets"]
-    # Once it is there, it comes first: what a folder holds is what it was trained to say.
-    shutil.rmtree(again.out)
-    run_study(again.model_copy(update={"answers": (str(file), str(answers_of(study)))}))
-    assert ran(tmp_path) == ["answers", "finetune", "fuse"]
+
+
+def test_two_trainings_of_a_run_are_never_mixed(study: StudyConfig, tmp_path: Path) -> None:
+    """What is here counts, to its last answer; what is published counts of the others."""
+    file = others(study, tmp_path / "others.parquet")
+    published = elsewhere(study, tmp_path / "published", file)
+    run_study(published)
+    mine, theirs = (read_json(Path(each.out) / "metrics.json")["sets"] for each in (study, published))
+    assert mine["all"]["headline"]["models"]["prima"] != theirs["all"]["headline"]["models"]["prima"]
+    cells = tmp_path / "cells"
+    shutil.copytree(Path(study.out).parent / "cells", cells)
+    for folder in cells.glob("answers-*"):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    again = elsewhere(study, tmp_path, file)
+    run_study(again)
+    assert read_json(Path(again.out) / "metrics.json")["sets"] == mine
+    assert "answers" in ran(tmp_path)
+    # And what it publishes is its own.
+    assert pq.read_table(answers_of(again)).equals(pq.read_table(answers_of(study)))
+
+
+def test_what_a_file_told_is_not_lost_by_a_part_of_the_study(study: StudyConfig, tmp_path: Path) -> None:
+    again = elsewhere(study, tmp_path, answers_of(study))
+    run_study(again)
+    run_study(again.model_copy(update={"answers": (str(answers_of(again)),), "only": ("metadata",), "folds": (0,)}))
+    assert pq.read_table(answers_of(again)).equals(pq.read_table(answers_of(study)), check_metadata=True)
+    assert ran(tmp_path) == []
 
 
 def test_what_was_asked_too_little_is_asked_again(study: StudyConfig, tmp_path: Path) -> None:
     """A search publishes validation folds alone; a study with test folds trains what a search has told of."""
-    search = elsewhere(study, tmp_path / "search", answers_of(study), scored_on="validation")
+    cells = str(Path(study.out).parent / "cells")
+    search = elsewhere(study, tmp_path / "search", scored_on="validation", cells=cells)
     run_study(search)
-    assert ran(tmp_path / "search") == []
     assert set(pq.read_table(answers_of(search))["asked"].to_pylist()) == {"val"}
     again = elsewhere(study, tmp_path, answers_of(search))
     run_study(again)
@@ -124,7 +162,7 @@ def test_what_was_asked_too_little_is_asked_again(study: StudyConfig, tmp_path: 
         (lambda table: table.drop_columns([table.column_names[-1]]), "expected run, asked, exam_id, prob_"),
         (
             lambda table: table.set_column(2, "exam_id", pa.array(["?"] * len(table))),
-            r"what is told of .* is of other exams",
+            r"what it tells of .* is of other exams",
         ),
         (
             lambda table: table.set_column(3, table.column_names[3], pa.array([float("nan")] * len(table))),
@@ -181,3 +219,59 @@ def test_the_page_so_far(
     assert not (tmp_path / "given" / "cells").exists()
     assert main(["study", str(path), "--so-far", "--final", str(tmp_path / "final")]) == 2
     assert "--so-far trains nothing" in capsys.readouterr().err
+
+
+def test_so_far_stands_on_the_folds_that_most_variants_have_finished(
+    study: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PRIMA is ahead of the photos by a fold, and one variant has none: neither takes the others' figures away."""
+    _, asked = plan_study(study, ExamIndex.read(str(study.inputs.shards)))
+    lost = {asked["photos", 0, 1, 0], asked["photos", 1, 1, 0]}
+    file = changed(
+        study,
+        tmp_path / "some.parquet",
+        lambda table: table.filter(pa.array([run not in lost for run in table["run"].to_pylist()])),
+    )
+    again = elsewhere(study, tmp_path, file)
+    with open_alone(again, out=again.out, stage="study"):
+        # Another process is working in there.
+        metrics = read_json(study_so_far(again) / "metrics.json")
+    # On fold 0 there are four variants, on both folds two.
+    assert metrics["folds"] == [0]
+    assert list(metrics["variants"]) == ["prima", "photos", "metadata", "late"]
+    assert ran(tmp_path) == []
+    lost |= {asked["photos", number, 0, 0] for number in (0, 1)}
+    file = changed(
+        study,
+        tmp_path / "fewer.parquet",
+        lambda table: table.filter(pa.array([run not in lost for run in table["run"].to_pylist()])),
+    )
+    found = study_so_far(elsewhere(study, tmp_path / "fewer", file))
+    metrics = read_json(found / "metrics.json")
+    assert metrics["folds"] == [0, 1]
+    assert list(metrics["variants"]) == ["prima", "metadata"]
+    assert metrics["waiting"] == ["photos alone", "added up"]
+    assert "photos alone, added up wait for another sitting" in (found / "report.html").read_text()
+    assert "--so-far --set" in (found / "report.html").read_text()
+
+
+def test_a_set_that_nobody_has_been_asked_about_is_left_out(study: StudyConfig, tmp_path: Path) -> None:
+    file = changed(
+        study,
+        tmp_path / "some.parquet",
+        lambda table: table.filter(pa.array([name != "masked" for name in table["asked"].to_pylist()])),
+    )
+    metrics = read_json(study_so_far(elsewhere(study, tmp_path, file)) / "metrics.json")
+    assert list(metrics["sets"]) == ["all", "complete", "photos"]
+
+
+def test_what_was_published_before_and_cannot_be_read_does_not_cost_the_page(
+    study: StudyConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = elsewhere(study, tmp_path, answers_of(study))
+    Path(again.out).mkdir(parents=True)
+    (Path(again.out) / "config.yaml").write_text(dump_config(again))
+    answers_of(again).write_text("torn")
+    run_study(again)
+    assert "what was published before is replaced" in caplog.text
+    assert pq.read_table(answers_of(again)).equals(pq.read_table(answers_of(study)))

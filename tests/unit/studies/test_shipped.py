@@ -14,7 +14,7 @@ from prima_ray.config import load_config
 from prima_ray.stages.ingest import IngestConfig
 from prima_ray.stages.ingest import run as ingest
 from prima_ray.studies.config import StudyConfig
-from prima_ray.studies.run import run_study
+from prima_ray.studies.run import study_so_far
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "jobs" / "configs" / "pad_ufes_20"
@@ -55,7 +55,7 @@ def test_a_table_is_what_its_answers_say(name: str, shards: str, tmp_path: Path)
             "context.kind=local",
         ],
     )
-    run_study(study, train=False)
+    study_so_far(study)
     metrics = json.loads((tmp_path / "study" / "metrics.json").read_text())
     assert metrics["shards_hash"] == shipped["shards_hash"]
     for part in ("sets", "claims", "choices", "best", "variants"):
