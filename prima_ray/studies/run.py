@@ -15,7 +15,7 @@ from prima_ray.evaluation.report import render, text_table
 from prima_ray.stages.out_lock import open_alone
 from prima_ray.stages.rundir import RunDir, open_run
 from prima_ray.studies.answers import Everything, on_finished_folds
-from prima_ray.studies.cells import Cell, cells_folder
+from prima_ray.studies.cells import Cell, cells_folder, plan_study
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.published import FILE, RunFacts
 from prima_ray.studies.report import build_report, count_of, verdict_sentences
@@ -98,8 +98,10 @@ def _write(
     """The page and the figures."""
     metrics = figures(shown, sitting.data, everything)
     metrics["waiting"] = [item.title for name, item in whole.variants.items() if name not in shown.variants]
-    facts = sitting.facts()
-    metrics["runs"] = _times(sitting.cells, facts)
+    # Of what is shown: a variant that is left out may have read what nobody has vetted.
+    cells, _ = plan_study(shown, sitting.index)
+    facts = sitting.book.all_facts(cells.values())
+    metrics["runs"] = _times(cells, facts)
     metrics["unvetted"] = any(item.unvetted for item in facts.values())
     command = f"prima study {whole.out}/config.yaml"
     if so_far:

@@ -15,7 +15,7 @@ from prima_ray.studies.book import AnswerBook, is_here
 from prima_ray.studies.cells import Cell, CellPlanner, plan_study
 from prima_ray.studies.config import StudyConfig
 from prima_ray.studies.folds import fold_data
-from prima_ray.studies.published import FILE, RunFacts, read_published, write_published
+from prima_ray.studies.published import FILE, read_published, write_published
 from prima_ray.studies.report import count_of
 from prima_ray.studies.schedule import Progress, log_of, run_cells
 
@@ -98,10 +98,6 @@ class Sitting:
                 # What was trained meanwhile is worth more than what cannot be read.
                 _log.warning("study: what was published before is replaced: %s", error)
         write_published(out / FILE, found, class_names)
-
-    def facts(self) -> dict[str, RunFacts]:
-        """Key -> what is known of every run."""
-        return self.book.all_facts(self.cells.values())
 
 
 def shards_of(config: StudyConfig, *, train: bool = True) -> str:

@@ -251,6 +251,8 @@ def test_so_far_stands_on_the_folds_that_most_variants_have_finished(
     assert metrics["folds"] == [0, 1]
     assert list(metrics["variants"]) == ["prima", "metadata"]
     assert metrics["waiting"] == ["photos alone", "added up"]
+    # Of the photos those that PRIMA begins with; the candidates are not shown.
+    assert {recipe: item["runs"] for recipe, item in metrics["runs"].items()} == {"photos": 2, "both": 2}
     assert "photos alone, added up wait for another sitting" in (found / "report.html").read_text()
     assert "--so-far --set" in (found / "report.html").read_text()
 
