@@ -123,12 +123,19 @@ def _points(gap: Mapping[str, Any]) -> str:
 
 def _warnings(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     found = []
+    lacking: dict[str, list[str]] = {}
     for name, item in metrics["variants"].items():
         if item["missing"]:
-            lost = ", ".join(f"fold {fold} seed {seed}" for fold, seed in item["missing"])
-            found.append(f"{names[name]} has no answer in {lost}: all variants are compared on what they share.")
+            several = len(metrics["seeds"]) > 1
+            lost = (f"fold {fold}" + f" seed {seed}" * several for fold, seed in item["missing"])
+            lacking.setdefault(", ".join(lost), []).append(names[name])
+    for lost, titles in lacking.items():
+        if len(titles) == len(names):
+            found.append(f"Part of the study: there is no answer in {lost} yet.")
+        else:
+            found.append(f"No answer in {lost}: {'; '.join(titles)}. All variants are compared on what they share.")
     if metrics.get("waiting"):
-        found.append(f"Part of the study: {', '.join(metrics['waiting'])} wait for another sitting.")
+        found.append(f"Part of the study: {'; '.join(metrics['waiting'])} wait for another sitting.")
     if metrics["scored_on"] == "validation":
         found.append("Scored on validation folds, where runs were chosen too: figures are a little too good. A search.")
     if metrics.get("unvetted"):

@@ -239,6 +239,7 @@ def test_so_far_stands_on_the_folds_that_most_variants_have_finished(
     # On fold 0 there are four variants, on both folds two.
     assert metrics["folds"] == [0]
     assert list(metrics["variants"]) == ["prima", "photos", "metadata", "late"]
+    assert "Part of the study: there is no answer in fold 1 yet." in (Path(again.out) / "report.html").read_text()
     assert ran(tmp_path) == []
     lost |= {asked["photos", number, 0, 0] for number in (0, 1)}
     file = changed(
@@ -253,7 +254,7 @@ def test_so_far_stands_on_the_folds_that_most_variants_have_finished(
     assert metrics["waiting"] == ["photos alone", "added up"]
     # Of the photos those that PRIMA begins with; the candidates are not shown.
     assert {recipe: item["runs"] for recipe, item in metrics["runs"].items()} == {"photos": 2, "both": 2}
-    assert "photos alone, added up wait for another sitting" in (found / "report.html").read_text()
+    assert "photos alone; added up wait for another sitting" in (found / "report.html").read_text()
     assert "--so-far --set" in (found / "report.html").read_text()
 
 

@@ -94,7 +94,7 @@ def test_some_variants_come_first_and_the_others_another_time(make_study: Make) 
     """In the same folder; the page says what waits, and how it was made."""
     claims = [["prima", "photos", "reading the attributes"], ["prima", "late", "fusion by a language model"]]
     for only, variants, told in (
-        (["metadata"], ["metadata", "prima"], "photos alone, added up wait for another sitting"),
+        (["metadata"], ["metadata", "prima"], "photos alone; added up wait for another sitting"),
         (["late"], ["late", "metadata", "photos", "prima"], ""),
         (None, ["late", "metadata", "photos", "prima"], ""),
     ):
@@ -142,6 +142,8 @@ def test_a_run_that_fails_takes_no_other_with_it_and_is_named(make_study: Make, 
     metrics = read_json(Path(broken.out) / "metrics.json")
     assert metrics["variants"]["prima"]["missing"] == [[0, 0], [1, 0]]
     assert "prima" not in metrics["sets"]["all"]["headline"]["models"]
+    page = (Path(broken.out) / "report.html").read_text()
+    assert "No answer in fold 0, fold 1: PRIMA. All variants are compared on what they share." in page
 
 
 def test_a_missing_parent_keeps_its_children_from_running(make_study: Make) -> None:
