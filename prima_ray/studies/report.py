@@ -127,8 +127,8 @@ def _warnings(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
     for name, item in metrics["variants"].items():
         if item["missing"]:
             several = len(metrics["seeds"]) > 1
-            lost = (f"fold {fold}" + f" seed {seed}" * several for fold, seed in item["missing"])
-            lacking.setdefault(", ".join(lost), []).append(names[name])
+            where = ", ".join(f"fold {fold}" + f" seed {seed}" * several for fold, seed in item["missing"])
+            lacking.setdefault(where, []).append(names[name])
     for lost, titles in lacking.items():
         if len(titles) == len(names):
             found.append(f"Part of the study: there is no answer in {lost} yet.")

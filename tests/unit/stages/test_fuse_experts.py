@@ -27,7 +27,7 @@ from prima_ray.stages.fuse import FuseConfig, make_task
 from prima_ray.stages.row_sets import read_predictions, shard_tables
 from prima_ray.stages.rundir import RunDir
 from prima_ray.stages.training import Plan
-from prima_ray.studies.answers import labelled_roles
+from prima_ray.studies.folds import labelled_roles
 from tests.conftest import jpeg, tiny_config, train_tiny
 from tests.unit.models.conftest import feature_batch
 
